@@ -1,0 +1,1 @@
+"""Where pyramids come from: planted targets, arrays on disk, image folders and zips, named data sets."""

@@ -1,0 +1,1 @@
+"""Pure functions of a generator and a source that return small typed results."""
