@@ -22,10 +22,11 @@ class Source(Protocol):
     name: str
     shapes: tuple[tuple[int, ...], ...]
 
-    def draw(self, n: int, generator: torch.Generator) -> Pyramid:
+    def draw(self, n: int, generator: torch.Generator, levels: int | None = None) -> Pyramid:
         """``n`` samples, independent given the source: fresh where it is streamed, with replacement where it is finite.
 
-        Image form is float32 in [-1, 1]. All randomness comes from ``generator`` (a CPU generator).
+        ``levels``: only that many of the coarsest levels (all by default), for learners that need no finer ones. Image form
+        is float32 in [-1, 1]. All randomness comes from ``generator`` (a CPU generator).
         """
         ...
 
@@ -36,8 +37,8 @@ class FiniteSource(Source, Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, index: Int64[Tensor, " n"]) -> Pyramid:
-        """The samples at ``index``, in that order, without augmentation."""
+    def take(self, index: Int64[Tensor, " n"], levels: int | None = None) -> Pyramid:
+        """The samples at ``index``, in that order, without augmentation; ``levels`` as in :meth:`Source.draw`."""
         ...
 
 
