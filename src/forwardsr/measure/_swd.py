@@ -1,0 +1,112 @@
+r"""Laplacian pyramids, patches and the sliced Wasserstein distance: what :mod:`forwardsr.measure.distance` is made of.
+
+The Laplacian pyramid is Burt and Adelson's (1983) with the binomial filter :math:`(1, 4, 6, 4, 1) / 16` and mirrored borders,
+as in Karras et al. (2018). On a side of ``s`` pixels the filter is an ``s x s`` matrix :math:`B`, and blurring, halving and
+doubling are matrix products: :math:`\downarrow x = D x D^T` with :math:`D = B_{0::2,:}`, and :math:`\uparrow x = U x U^T` with
+:math:`U = 2 B_{:,0::2}`. The rows of both sum to one, so constants pass unchanged and every detail band of one is zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+PATCH = 7
+"""Side of a descriptor (Karras et al., 2018); smaller where the band is."""
+
+SMALLEST_SD = 1e-4
+"""What a standard deviation is raised to before dividing: far below one grey value (2/255), far above rounding."""
+
+
+def blur_matrix(side: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "side side"]:
+    """The filter (1, 4, 6, 4, 1) / 16 along one axis of ``side`` pixels, mirrored about the outermost pixels."""
+    out = torch.arange(side, device=device)
+    matrix = torch.zeros(side, side, dtype=dtype, device=device)
+    period = max(1, 2 * (side - 1))
+    for tap, weight in zip(range(-2, 3), (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)):
+        source = (out + tap) % period
+        source = torch.minimum(source, period - source).clamp_max(side - 1)
+        matrix.index_put_((out, source), matrix.new_tensor(weight).expand(side), accumulate=True)
+    return matrix
+
+
+def halve(x: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n t t"]:
+    """Blur and keep every second pixel, the first included."""
+    down = blur_matrix(x.shape[-1], x.dtype, x.device)[0::2]
+    return down @ (x @ down.T)
+
+
+def double(x: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n t t"]:
+    """Twice the side: zeros between the pixels, blurred, times four."""
+    up = 2 * blur_matrix(2 * x.shape[-1], x.dtype, x.device)[:, 0::2]
+    return up @ (x @ up.T)
+
+
+def band_sides(side: int) -> list[int]:
+    """Sides of the bands of an image of ``side`` pixels, coarse first: halved while that is even and holds a patch."""
+    sides = [side]
+    while sides[-1] % 2 == 0 and sides[-1] // 2 >= PATCH:
+        sides.append(sides[-1] // 2)
+    return sides[::-1]
+
+
+def laplacian(images: Float[Tensor, "n c s s"]) -> list[Tensor]:
+    """The bands, coarse first: ``[low-pass, detail, ..., finest detail]``, of the sides that :func:`band_sides` lists.
+
+    Doubling the coarsest and adding the next, repeatedly, gives the images back.
+    """
+    bands = []
+    for _ in band_sides(images.shape[-1])[1:]:
+        low = halve(images)
+        bands.append(images - double(low))
+        images = low
+    return [images, *bands[::-1]]
+
+
+def patches(band: Float[Tensor, "n c s s"], at: Int64[Tensor, " p"]) -> Float[Tensor, "np c k k"]:
+    """The ``min(7, s)`` pixels wide patches of every image with top left corners ``at`` (row-major among those that fit)."""
+    side = band.shape[-1]
+    k = min(PATCH, side)
+    fit = side - k + 1
+    found = band.unfold(2, k, 1).unfold(3, k, 1)[:, :, at // fit, at % fit]
+    return found.transpose(1, 2).flatten(0, 1)
+
+
+def project(descriptors: Float[Tensor, "m c k k"], theta: Float[Tensor, "r c k k"]) -> Float[Tensor, "2 r m"]:
+    """Sorted projections of the descriptors on the directions ``theta``: as they are ``[0]``, and standardised ``[1]``.
+
+    Standardised descriptors have, in every channel, mean 0 and standard deviation 1 over all descriptors and pixels. The
+    standardising is moved into the directions, so that it costs no pass over the descriptors.
+    """
+    mean = descriptors.mean((0, 2, 3))
+    sd = descriptors.std((0, 2, 3), correction=0).clamp_min(SMALLEST_SD)
+    scaled = theta / sd[:, None, None]
+    both = torch.stack([theta, scaled]).flatten(2) @ descriptors.flatten(1).T
+    both[1] -= torch.einsum("rcij,c->r", scaled, mean)[:, None]
+    return sort_rows(both)
+
+
+def sort_rows(x: Float[Tensor, "*r m"]) -> Float[Tensor, "*r m"]:
+    """Sort along the last axis; on a CPU in numpy, whose vectorised sort is several times faster. NaN goes last."""
+    if x.device.type != "cpu":
+        return x.sort(dim=-1).values
+    x = x.contiguous()
+    x.numpy().sort(axis=-1)
+    return x
+
+
+def wasserstein(a: Float[Tensor, "*r m"], b: Float[Tensor, "*r k"]) -> Float[Tensor, "*r"]:
+    r"""The 1-Wasserstein distance of the empirical distributions of sorted rows: :math:`\int_0^1 |F_a^{-1} - F_b^{-1}|`.
+
+    Exact for unequal sizes too: the quantile functions are constant between consecutive multiples of 1/m and 1/k.
+    """
+    m, k = a.shape[-1], b.shape[-1]
+    if m == k:
+        return (a - b).abs().mean(-1)
+    steps = torch.cat([torch.arange(1, m + 1) * k, torch.arange(1, k + 1) * m]).sort().values
+    ends = torch.unique_consecutive(steps)
+    widths = torch.diff(ends, prepend=ends.new_zeros(1))
+    starts = ends - widths
+    gap = a[..., (starts // k).to(a.device)] - b[..., (starts // m).to(b.device)]
+    return gap.abs() @ widths.to(a) / (m * k)
