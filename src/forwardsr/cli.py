@@ -1,0 +1,164 @@
+"""The command line: parse, call the API, print. Exit 0 done, 1 diverged, 2 a user's mistake (one line), 130 on Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional, subcommand
+
+from forwardsr import __version__
+from forwardsr.errors import UserError
+from forwardsr.learning import LearnConfig, learn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn(LearnConfig):
+    """Learn a generator of a source, into a run folder; the same command again goes on where it stopped."""
+
+    source: Positional[str]
+    """An image folder or .zip, pyramid arrays (.npz or a folder of .npy), a planted target, or a name: photos, digits."""
+    out: Path
+    """The run folder."""
+
+    def main(self, console: Console, command: str) -> int:
+        """Run the command."""
+        config = LearnConfig(**{f.name: getattr(self, f.name) for f in fields(LearnConfig)})
+        return learn(config, self.out, console, command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Draw samples: pictures of the finest level, of all levels, or arrays."""
+
+    run: Positional[Path]
+    """A run folder."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    """How many samples."""
+    out: Path
+    """A folder for pictures (000000.png, ...), or a path ending in .npz for pyramid arrays."""
+    levels: str = "finest"
+    """finest, or all: a folder a level."""
+    weights: str = "best"
+    """best (by the run's own distance) or last."""
+    seed: int = 0
+
+    def main(self, console: Console, command: str) -> int:
+        """Run the command."""
+        from forwardsr.drawing import draw
+
+        draw(self.run, self.n, self.out, self.levels, self.weights, self.seed, console)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Measure a run's generator against a source: the distance at every resolution, with its noise floor."""
+
+    run: Positional[Path]
+    """A run folder."""
+    source: str | None = None
+    """The real data; the run's own source where not given."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2048
+    """How many generated and real images."""
+    weights: str = "best"
+    """best or last."""
+    seed: int = 1
+    fid: Path | None = None
+    """An Inception weights file (TorchScript) of your own: adds FID and KID. Needs pip install 'forwardsr[fid]'."""
+    json: bool = False
+    """Print JSON for other programs instead of a table."""
+
+    def main(self, console: Console, command: str) -> int:
+        """Run the command."""
+        from forwardsr.measuring import measure
+
+        results = measure(self.run, self.source, self.n, self.weights, self.seed, self.fid, console)
+        if self.json:
+            print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
+        else:
+            for result in results.values():
+                console.print(result.table())
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one self-contained page about one run or several."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path | None = None
+    """The page; report.html in the run's folder where not given."""
+
+    def main(self, console: Console, command: str) -> int:
+        """Run the command."""
+        from forwardsr.report.page import write_report
+
+        if self.out is None and len(self.runs) != 1:
+            raise UserError("--out: say where a page about several runs goes, as --out page.html")
+        page = write_report(self.runs, self.out or self.runs[0] / "report.html")
+        console.print(f"report: {page}")
+        return 0
+
+
+Command = (
+    Annotated[Learn, subcommand("learn")]
+    | Annotated[Draw, subcommand("draw")]
+    | Annotated[Measure, subcommand("measure")]
+    | Annotated[Report, subcommand("report")]
+)
+
+
+def parse(arguments: Sequence[str]) -> Learn | Draw | Measure | Report:
+    """Read the arguments. Raises :class:`UserError` with tyro's message on one line; exits for ``--help``."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Command, prog="forwardsr", args=list(arguments), config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in said.getvalue().splitlines()]
+    message = re.split(r"For full helptext|Argument helptext|Full helptext", " ".join(filter(None, lines)))[0]
+    message = re.sub(
+        r"^(Parsing error|Unrecognized options|Value error|Required options|Missing[a-z ]*)\s*", "", message
+    )
+    what = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    raise UserError(f"{message.strip()} (see forwardsr {what + ' ' if what else ''}--help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Never a traceback for a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        if list(arguments) == ["--version"]:
+            print(f"forwardsr {__version__}")
+            return 0
+        command = parse(arguments)
+        printed = Console(highlight=False) if not isinstance(command, Learn) else console
+        return command.main(printed, "forwardsr " + shlex.join(arguments))
+    except UserError as error:
+        print(f"forwardsr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("forwardsr: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

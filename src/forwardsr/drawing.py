@@ -1,0 +1,59 @@
+"""``draw``: samples of a Run's generator as pictures or arrays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from forwardsr.data.pyramid import Pyramid
+from forwardsr.errors import UserError
+from forwardsr.generators import load_generator
+from forwardsr.report.figures import grid, save_png
+
+BATCH = 512
+
+
+def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, console: Console) -> None:
+    """Draw ``n`` samples of the Run at ``path`` to ``out``: a folder of pictures, or an ``.npz`` of pyramid arrays.
+
+    ``levels``: ``finest``, or ``all`` for a folder a level (arrays always hold all). Raises :class:`UserError`.
+    """
+    if n < 1:
+        raise UserError(f"-n {n}: must be at least 1")
+    if levels not in ("finest", "all"):
+        raise UserError(f"--levels {levels}: say finest or all")
+    model = load_generator(path, weights)
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        if out.suffix == ".npz":
+            _arrays(model.sample(n, generator), out)
+            console.print(f"{n} samples at {', '.join(map(str, model.sides))} px: {out}")
+            return
+        for start in range(0, n, BATCH):
+            pyramid = model.sample(min(BATCH, n - start), generator)
+            for side, images in zip(model.sides, pyramid):
+                if levels == "finest" and side != model.sides[-1]:
+                    continue
+                folder = out / f"{side:03d}" if levels == "all" else out
+                folder.mkdir(parents=True, exist_ok=True)
+                for i in range(len(images)):
+                    save_png(grid(images[i : i + 1], 1), folder / f"{start + i:06d}.png")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another") from None
+    console.print(f"{n} pictures: {out}{os.sep}")
+
+
+def _arrays(pyramid: Pyramid, out: Path) -> None:
+    """``x1 .. xL`` in the pyramid-array format: patches of 6 x 6 where the sides allow it, else of the coarsest side."""
+    coarsest = pyramid[0].shape[-1]
+    patches = pyramid.unfold(6 if coarsest % 6 == 0 else coarsest // 2)
+    temporary = out.with_name(f".{out.name}.tmp.npz")
+    try:
+        np.savez(temporary, **{f"x{level}": x.numpy() for level, x in enumerate(patches, 1)})  # type: ignore[arg-type]
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,30 @@
+"""A generator from a file: a Run's weights, or a planted target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+
+from forwardsr.errors import UserError
+from forwardsr.learn.joint import load_network
+from forwardsr.model.deconv_generator import DeconvGenerator
+from forwardsr.run import Run
+
+
+def load_generator(path: Path, weights: str = "best") -> DeconvGenerator:
+    """The generator of a Run: its ``best`` weights (the last where it has no best), or its ``last`` ones.
+
+    Raises :class:`UserError` where ``path`` is no Run, or has no weights yet.
+    """
+    run = Run.read(path)
+    if weights not in ("best", "last"):
+        raise UserError(f"--weights {weights}: say best or last")
+    name = "best.safetensors" if weights == "best" and (path / "best.safetensors").exists() else "model.safetensors"
+    tensors = run.load_weights(name)
+    with safe_open(path / name, "pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        return load_network(tensors, metadata)
+    except (KeyError, ValueError, RuntimeError):
+        raise UserError(f"{path / name}: not a network of this package; train the run again") from None

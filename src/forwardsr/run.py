@@ -1,0 +1,217 @@
+"""The Run: a folder that holds everything about one learning, so that nothing needs the process that made it.
+
+``config.json`` (settings, with a schema version), ``log.jsonl`` (one JSON object a line), ``model.safetensors`` (the last
+weights) and ``best.safetensors`` (the best by the run's own distance), ``checkpoint.pt`` (everything needed to go on bit for
+bit), ``samples/``, ``figures/``, ``report.html``. Every file is written under a temporary name, flushed to disk and renamed,
+so a run killed at any moment still has its last checkpoint whole. The log is cut back to the checkpoint on resuming.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import forwardsr
+from forwardsr.errors import UserError
+
+SCHEMA = 1
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it when the block ends well and removed otherwise.
+
+    A full disk or a folder that cannot be written raises :class:`UserError`; what stood at ``path`` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError from its zip writer, so ask the disk itself.
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.ENOSPC or (number is None and _disk_is_full(path.parent)):
+            raise UserError(
+                f"{path}: the disk is full; make room and run the same command again (the last save is kept)"
+            ) from None
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
+            raise UserError(f"{path}: cannot be written ({os.strerror(number)}); choose another --out") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _disk_is_full(folder: Path) -> bool:
+    """Whether a further megabyte does not fit. (Asks by writing: quotas and reserved blocks hide from statvfs.)"""
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        with probe.open("wb") as file:
+            file.write(b"\0" * (1 << 20))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return False
+
+
+class Run:
+    """One learning on disk. Make it with :meth:`create` (which also reopens it to go on) or :meth:`read`."""
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+        self._lock: IO[str] | None = None
+
+    # -- opening --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], free: frozenset[str] = frozenset()) -> Run:
+        """Make the folder for ``config``, or reopen it where it was made with the same one.
+
+        ``free``: settings that may differ from those it was made with (budgets); the new values are stored. A setting that is
+        ``None`` means "as the run has it". Raises :class:`UserError` where another setting differs, the path is no Run or
+        cannot be written, or another process is training it.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {path}: cannot make this folder ({error.strerror}); choose another") from None
+        file = path / "config.json"
+        wanted = {"schema": SCHEMA, "version": forwardsr.__version__, **config}
+        if file.exists():
+            made = cls.read(path).config
+            for key in sorted((made.keys() | config.keys()) - free - {"schema", "version", "command"}):
+                old, new = made.get(key), config.get(key)
+                if new is not None and old != new:
+                    flag = "SOURCE" if key == "source" else f"--{key.replace('_', '-')}"
+                    raise UserError(f"{flag}: {path} was made with {old}, not {new}; give that, or another --out")
+                wanted[key] = old if new is None else new
+        elif any(entry.name != ".lock" for entry in path.iterdir()):
+            raise UserError(f"--out {path}: the folder holds other things than a run; choose a new or empty one")
+        run = cls(path, wanted)
+        run._take_lock()
+        run.write_json(file.name, wanted)
+        return run
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Open an existing Run for reading. Raises :class:`UserError` where there is none."""
+        file = path / "config.json"
+        if not file.is_file():
+            raise UserError(
+                f"{path}: not a run (it has no config.json); give a folder that `forwardsr learn --out` made"
+            )
+        try:
+            config = json.loads(file.read_text())
+            schema = int(config["schema"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{file}: not a run's configuration; give a folder that `forwardsr learn --out` made"
+            ) from None
+        if schema > SCHEMA:
+            raise UserError(f"{file}: made by a newer forwardsr (schema {schema}, here {SCHEMA}); upgrade forwardsr")
+        return cls(path, config)
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--out {self.path}: another process is training this run; wait for it or stop it"
+            ) from None
+        except OSError as error:
+            raise UserError(f"--out {self.path}: cannot be written ({error.strerror}); choose another") from None
+
+    # -- the log --------------------------------------------------------------------------------------------------------
+
+    @property
+    def log_path(self) -> Path:
+        """Where the log is."""
+        return self.path / "log.jsonl"
+
+    def log(self, kind: str, **values: Any) -> None:
+        """Append one line to the log; ``kind`` tells lines apart (train, distance, alarm, note, end)."""
+        with self.log_path.open("a") as file:
+            file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def lines(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The log's lines, all or those of one kind. A last line cut short by a kill is left out."""
+        if not self.log_path.exists():
+            return []
+        found = []
+        for line in self.log_path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return [line for line in found if kind is None or line.get("kind") == kind]
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a small result beside the log."""
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(dict(value), indent=2) + "\n")
+
+    # -- weights and checkpoints ----------------------------------------------------------------------------------------
+
+    def save_weights(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write ``name`` (such as ``model.safetensors``)."""
+        with replacing(self.path / name) as temporary:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, dict(metadata))
+
+    def load_weights(self, name: str) -> dict[str, Tensor]:
+        """Read ``name``. Raises :class:`UserError` where it is missing or damaged."""
+        try:
+            return load_file(self.path / name)
+        except FileNotFoundError:
+            raise UserError(f"{self.path / name}: no weights yet; let `forwardsr learn` run longer") from None
+        except Exception as error:  # safetensors has an exception type of its own for every kind of damage
+            raise UserError(f"{self.path / name}: cannot be read ({error}); train the run again") from None
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write ``checkpoint.pt``; the place in the log goes with it."""
+        offset = self.log_path.stat().st_size if self.log_path.exists() else 0
+        with replacing(self.path / "checkpoint.pt") as temporary:
+            torch.save({**state, "log_offset": offset}, temporary)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read ``checkpoint.pt`` and cut the log back to it; ``None`` where there is none yet."""
+        file = self.path / "checkpoint.pt"
+        offset, state = 0, None
+        if file.exists():
+            try:
+                state = torch.load(file, weights_only=True, map_location="cpu")
+                offset = int(state.pop("log_offset"))
+            except Exception as error:  # a damaged zip or pickle raises any of a dozen types
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(f"{file}: damaged ({reason}); delete it to start this run again") from None
+        if self.log_path.exists() and self.log_path.stat().st_size > offset:
+            os.truncate(self.log_path, offset)
+        return state
+
+
+class Pace:
+    """A moment that comes back every ``seconds`` of wall time."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self.clock = seconds, clock
+        self.last = clock()
+
+    def due(self) -> bool:
+        """True once every ``seconds``."""
+        if self.clock() - self.last < self.seconds:
+            return False
+        self.last = self.clock()
+        return True
