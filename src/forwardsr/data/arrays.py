@@ -107,7 +107,7 @@ def _folder(path: Path) -> dict[str, NDArray[np.generic]]:
 
 def _npz(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             return {name: file[name] for name in file.files if _is_level(name)}
     except (*_UNREADABLE, AttributeError, TypeError) as error:  # the last two: a lone .npy or a pickle under this name
         reason = " ".join(str(error).split())

@@ -10,7 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,26 +26,10 @@ from forwardsr.data.pyramid import Pyramid, pool
 from forwardsr.errors import UserError
 
 SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
+    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .ppm .tga .tif .tiff .webp".split()  # noqa: SIM905
 )
 # Pictures by name that Pillow cannot read: worth a word, where other files (lists, captions) are passed over in silence.
-FOREIGN = frozenset([".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".nef", ".orf", ".psd", ".rw2", ".svg"])
+FOREIGN = frozenset(".arw .cr2 .cr3 .dng .heic .heif .nef .orf .psd .rw2 .svg".split())  # noqa: SIM905
 FEW = 2000
 # Part of every key: raise it when decoding changes, so that no cache of an earlier version is read.
 _VERSION = 1
@@ -74,7 +58,7 @@ class ImageSource:
         """The images at ``index``; levels below the finest are averages of its pixels, taken in float."""
         # asarray: indexing a memmap keeps it a memmap, which costs more than the copy itself for small batches.
         pixels = torch.from_numpy(np.asarray(self.images)[index.numpy()])
-        finest = pixels.to(torch.float32).mul_(1 / 127.5).sub_(1)
+        finest = pixels.to(torch.float32).div_(127.5).sub_(1)
         if levels is None or levels >= len(self.sides):
             return pool(finest, self.sides)
         return pool(finest, [*self.sides[:levels], self.sides[-1]])[:levels]
@@ -82,16 +66,6 @@ class ImageSource:
     def draw(self, n: int, generator: torch.Generator, levels: int | None = None) -> Pyramid:
         """``n`` images, with replacement."""
         return self.take(torch.randint(len(self), (n,), generator=generator), levels)
-
-
-class _Files(Protocol):
-    """Image files that can be listed without being read. ``members``: name, size and a stamp that changes with the content."""
-
-    path: Path
-    members: list[tuple[str, int, int]]
-    foreign: Counter[str]
-
-    def read(self, name: str) -> bytes: ...
 
 
 def _wanted(name: str, foreign: Counter[str]) -> bool:
@@ -105,6 +79,8 @@ def _wanted(name: str, foreign: Counter[str]) -> bool:
 
 
 class _Folder:
+    """``members``: name, size and modification time of every image below a folder; ``foreign``: suffixes left out, counted."""
+
     def __init__(self, path: Path) -> None:
         self.path, self.members, self.foreign = path, list[tuple[str, int, int]](), Counter[str]()
         seen = set[tuple[int, int]]()
@@ -133,6 +109,8 @@ class _Folder:
 
 
 class _Zip:
+    """``members``: name, size and checksum of every image in an archive; ``foreign``: suffixes left out, counted."""
+
     def __init__(self, path: Path) -> None:
         self.path, self.foreign = path, Counter[str]()
         try:
@@ -165,7 +143,7 @@ def open_images(
     ``UserError`` where there are none, or one cannot be read and ``skip_bad`` is false, or the cache cannot be written.
     """
     try:
-        files: _Files = _Folder(path) if path.is_dir() else _Zip(path)
+        files = _Folder(path) if path.is_dir() else _Zip(path)
     except OSError as error:
         raise UserError(
             f"{error.filename or path}: cannot be read ({error.strerror or error}): check its permissions"
@@ -197,7 +175,13 @@ def _key(stem: str, members: list[tuple[str, int, int]], settings: tuple[object,
 
 
 def _rows(
-    files: _Files, side: int, channels: int, fit: Fit, skip_bad: bool, facts: dict[str, Any], console: Console | None
+    files: _Folder | _Zip,
+    side: int,
+    channels: int,
+    fit: Fit,
+    skip_bad: bool,
+    facts: dict[str, Any],
+    console: Console | None,
 ) -> Iterator[NDArray[np.uint8]]:
     def attempt(name: str) -> tuple[NDArray[np.uint8], bool] | BadImage:
         try:

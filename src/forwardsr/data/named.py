@@ -62,13 +62,13 @@ def open_photos(
         rng = np.random.default_rng(seed)
         which = rng.integers(len(images), size=n)
         short = np.array([min(image.size) for image in images])[which]
-        size = np.exp(rng.uniform(np.log(np.minimum(side, short)), np.log(short)))
-        corner = rng.random((n, 2)) * (np.array([image.size for image in images])[which] - size[:, None])
+        size = np.rint(np.exp(rng.uniform(np.log(np.minimum(side, short)), np.log(short)))).astype(int)
+        corner = rng.integers(np.array([image.size for image in images])[which] - size[:, None] + 1)
 
         def crop(i: int) -> np.ndarray:
             x, y = corner[i]
-            box = (x, y, x + size[i], y + size[i])
-            return to_array(images[which[i]].resize((side, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
+            square = images[which[i]].crop((x, y, x + size[i], y + size[i]))
+            return to_array(to_square(square, side))
 
         rows = track(
             in_parallel(crop, range(n)),
