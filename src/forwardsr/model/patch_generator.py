@@ -89,6 +89,15 @@ class PatchGenerator:
         """m_l of every level."""
         return tuple(w.shape[2] for w in self.W)
 
+    @property
+    def chunk(self) -> int:
+        """A number of samples to stream at a time: the largest power of two that keeps every tensor under 16 MB.
+
+        Above that the allocator maps fresh pages for every chunk, which halves the throughput.
+        """
+        widest = max([self.latent_dim, *(w.shape[0] * max(w.shape[1], w.shape[2]) for w in self.W)])
+        return max(1, 1 << (2**24 // (widest * self.W[0].element_size())).bit_length() >> 1)
+
     def hidden(self, z: Float[Tensor, "n m0"], levels: int | None = None) -> list[Tensor]:
         """``[S_1, ..., S_L]``, each ``(n, d_l, m_l)`` (only the first ``levels`` of them where given)."""
         d_1, m_1, _ = self.V[0].shape
@@ -132,7 +141,7 @@ class PatchGenerator:
 
     def map(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PatchGenerator:
         """A generator with every weight on another device or in another dtype (the graph stays int64)."""
-        W, V, b = ([t.to(device=device, dtype=dtype) for t in ts] for ts in (self.W, self.V, self.b))
+        W, V, b = ([_move(t, device, dtype) for t in ts] for ts in (self.W, self.V, self.b))
         parents = [None if p is None else p.to(device=device) for p in self.parents]
         return PatchGenerator(W, V, b, parents, self.activation)
 
@@ -150,7 +159,7 @@ class PatchGenerator:
         ``metadata``: further string entries for the file's header. Raises ``UserError`` where the path cannot be written.
         """
         path = Path(path)
-        shared = [name for name, t in self.tensors().items() if t.shape[0] > 1 and t.stride(0) == 0]
+        shared = [name for name, t in self.tensors().items() if _is_shared(t)]
         header = {"format": FORMAT, "activation": self.activation.name, "zeta": repr(self.activation.zeta)}
         header |= {"shared": ",".join(shared)} if shared else {}
         tensors = {
@@ -190,6 +199,14 @@ class PatchGenerator:
             raise UserError(f"{path}: {error.args[0]} is missing from the network; {hint}") from error
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: {_line(error)}; {hint}") from error
+
+
+def _is_shared(t: Tensor) -> bool:
+    return t.shape[0] > 1 and t.stride(0) == 0
+
+
+def _move(t: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+    return t[:1].to(device=device, dtype=dtype).expand_as(t) if _is_shared(t) else t.to(device=device, dtype=dtype)
 
 
 def _line(error: BaseException) -> str:
