@@ -12,11 +12,22 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-CHROMIUM = next(filter(None, map(shutil.which, ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome"))), None)
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --remote-debugging-pipe"
-).split()
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome"))), None
+)
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
+]
+
+
+_PATIENCE = 180  # seconds: a busy machine is no failure
 
 
 class Browser:
@@ -69,7 +80,7 @@ class Browser:
         return result
 
     def _receive(self) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _PATIENCE
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
             data = os.read(self._read, 1 << 20) if ready else b""
@@ -82,12 +93,14 @@ class Browser:
 
     def open(self, path: Path, width: int = 1360, height: int = 900, scheme: str = "light") -> None:
         """Load a file at a window size and wait until everything in it has loaded."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
         ready = "document.readyState === 'complete' && location.protocol === 'file:'"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _PATIENCE
         while not self.run(ready):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{path} did not finish loading")

@@ -60,7 +60,7 @@ def make_run(
     rng = np.random.default_rng(seed)
     lines: list[dict[str, Any]] = [{"kind": "note", "message": "9,000 pictures, 1 unreadable one skipped"}]
     noise = torch.randn(real[:32].shape, generator=torch.Generator().manual_seed(seed))
-    floor = [0.011 * (i + 1) for i in range(len(sides))]
+    floor = [1.1 * (i + 1) for i in range(len(sides))]
     for step in range(1, train_lines + 1):
         progress = step / train_lines
         at = {"step": 100 * step, "images": 6400 * step, "seconds": 55.0 * step}
@@ -85,10 +85,10 @@ def make_run(
                     "raw": [f * (1.6 + 20 * error) for f in floor],
                     "floor_standardised": floor,
                     "floor_raw": [1.1 * f for f in floor],
-                    "diversity": [0.5 - 0.2 * error for _ in sides],
-                    "real_diversity": [0.52 for _ in sides],
+                    "diversity": [0.22 - 0.18 * error for _ in sides],
+                    "real_diversity": [0.2 for _ in sides],
                     "n": 2048,
-                    "score": 0.1 * error + 0.02,
+                    "score": 2.7 * error + 0.5,
                     "best": True,
                 }
             )

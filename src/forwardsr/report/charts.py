@@ -70,24 +70,24 @@ def chart(
     curves: Sequence[Curve],
     *,
     x_label: str = "images seen",
-    floor: tuple[Sequence[float], Sequence[float]] | None = None,
+    floors: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
     log: bool = False,
-    run: int | None = None,
+    run: int | str | None = None,
     key: str = "",
 ) -> Markup:
-    """One panel. ``floor`` is the noise floor ``(x, y)``, drawn as a band from the bottom; ``run`` lets that run's slider
-    mark its moment; ``key`` must differ between charts of a page (it keeps their inner references apart).
+    """One panel. ``floors`` are noise floors ``(x, y)``, drawn as bands; ``run`` names the slider that marks its
+    moment here; ``key`` and ``title`` together must differ between the charts of a page (they keep inner references apart).
     """
     curves = [curve for curve in curves if len(curve.x)]
     if not curves:
         return Markup("")
     log = log and all(min(curve.y) > 0 for curve in curves)
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"{key}/{title}"}):
-        figure = Figure(figsize=(4.6, 2.7))
-        axes = figure.add_axes((0.125, 0.165, 0.855, 0.785))
+        figure = Figure(figsize=(4.0, 2.5))
+        axes = figure.add_axes((0.135, 0.175, 0.845, 0.775))
         for curve in curves:
             _draw(axes, curve)
-        _finish(axes, curves, floor, log, x_label)
+        _finish(axes, curves, floors, log, x_label)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         low, high = axes.get_xlim()
@@ -121,7 +121,7 @@ def _draw(axes: Axes, curve: Curve) -> None:
 def _finish(
     axes: Axes,
     curves: Sequence[Curve],
-    floor: tuple[Sequence[float], Sequence[float]] | None,
+    floors: Sequence[tuple[Sequence[float], Sequence[float]]],
     log: bool,
     x_label: str,
 ) -> None:
@@ -137,21 +137,22 @@ def _finish(
     axes.xaxis.set_major_formatter(FuncFormatter(compact))
     axes.set_xlabel(x_label)
     axes.grid(axis="y", color=FAINT, alpha=0.35, linewidth=0.6)
-    if floor is not None and len(floor[0]):
-        x, y = list(floor[0]), list(floor[1])
-        bottom = min(*y, *(min(curve.y) for curve in curves))
+    handles = axes.get_legend_handles_labels()[0] if len(curves) > 1 else []
+    if floors:
+        bottom = min(min(ys) for ys in [*(y for _, y in floors), *(curve.y for curve in curves)])
         low = bottom * 0.8 if log else min(0.0, bottom)
         left, right = axes.get_xlim()
-        axes.fill_between([left, *x, right], low, [y[0], *y, y[-1]], color=FLOOR, alpha=0.35, linewidth=0, zorder=0)
+        for x, y in floors:
+            axes.fill_between([left, *x, right], low, [y[0], *y, y[-1]], color=FLOOR, alpha=0.35, linewidth=0, zorder=0)
         axes.set_xlim(left, right)
         axes.set_ylim(bottom=low)
-        axes.plot([], [], color=FLOOR, alpha=0.6, linewidth=6, label="noise floor")
-    if len(curves) > 1 or floor is not None:
-        axes.legend(frameon=False, fontsize=8, loc="best", handlelength=1.4, borderpad=0.1, labelspacing=0.3)
+        handles += axes.plot([], [], color=FLOOR, alpha=0.6, linewidth=6, label="noise floor")
+    if handles:
+        axes.legend(handles=handles, frameon=False, loc="best", handlelength=1.4, borderpad=0.1, labelspacing=0.3)
 
 
 def _for_page(
-    svg: str, title: str, run: int | None, box: tuple[float, float, float, float], limits: tuple[float, float]
+    svg: str, title: str, run: int | str | None, box: tuple[float, float, float, float], limits: tuple[float, float]
 ) -> Markup:
     """Strip what only a file needs, hand colours and fonts to the page, and add the slider's line."""
     svg = svg[svg.index("<svg") :]
@@ -159,6 +160,7 @@ def _for_page(
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? *", "", svg)
     svg = re.sub(r"#0a0c0(\d)", r"var(--c\1)", svg)
     for stand_in, name in ((INK, "ink"), (FAINT, "faint"), (FLOOR, "floor")):
         svg = svg.replace(stand_in, f"var(--{name})")
@@ -168,7 +170,7 @@ def _for_page(
     left, right, top, bottom = box[0] * width, box[1] * width, box[2] * height, box[3] * height
     head = f'<svg class="chart" viewBox="0 0 {size[1]} {size[2]}" role="img" aria-label="{html.escape(title)}"'
     if run is not None:
-        head += f' data-run="{run}" data-left="{left:.1f}" data-right="{right:.1f}"'
+        head += f' data-run="{html.escape(str(run))}" data-left="{left:.1f}" data-right="{right:.1f}"'
         head += f' data-min="{limits[0]:.6g}" data-max="{limits[1]:.6g}"'
         line = f'<line class="moment" x1="0" x2="0" y1="{top:.1f}" y2="{bottom:.1f}"/>'
         svg = svg.replace("</svg>", line + "</svg>")

@@ -13,6 +13,7 @@ from forwardsr.report.sections import (
     distance_charts,
     distance_table,
     duration,
+    is_timed,
     parts,
     sample_size,
 )
@@ -59,7 +60,7 @@ def race(chapters: Sequence[Chapter]) -> Section:
     clocks = [[frame.seconds or 0.0 for frame in film.frames] for _, _, film in timed]
     times = sorted({seconds for clock in clocks for seconds in clock if seconds >= max(c[0] for c in clocks)})
     times = [times[i] for i in evenly(len(times), _STOPS)]
-    stops = [{"label": f"after {duration(seconds)}", "x": None} for seconds in times]
+    stops = [{"label": f"after {duration(seconds)}", "x": seconds / 60} for seconds in times]
     screens = [
         {
             "run": chapter.index,
@@ -70,7 +71,7 @@ def race(chapters: Sequence[Chapter]) -> Section:
         for (chapter, title, film), clock in zip(timed, clocks)
     ]
     return Section(
-        "race", "At equal time", parts().player(screens, stops, "A run that had ended keeps its last pictures.")
+        "race", "At equal time", parts().player(screens, stops, "all", "A run that had ended keeps its last pictures.")
     )
 
 
@@ -81,5 +82,5 @@ def distances(chapters: Sequence[Chapter]) -> Section:
     if not measured:
         return Section("compared", title, parts().sentence("None of these runs measured a distance yet."))
     table = distance_table([(story.name, story.best or story.distances[-1]) for story in measured])
-    rows = [(label, distance_charts(measured, key, None)) for key, label in FORMS]
+    rows = [(label, distance_charts(measured, key, "all" if is_timed(measured) else None)) for key, label in FORMS]
     return Section("compared", title, parts().distances(table, rows, sample_size(measured[0])))

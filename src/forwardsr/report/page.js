@@ -37,8 +37,8 @@
       for (const { run, at, slots } of screens) {
         decode(run);
         slots.forEach((slot, i) => { slot.src = films[run][at[index]][i]; });
-        if (stop.x !== null) markMoment(run, stop.x);
       }
+      markMoment(player.dataset.marks, stop.x);
     };
     const pause = () => {
       clearInterval(timer);

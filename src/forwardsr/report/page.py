@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,7 @@ def render(chapters: Sequence[Chapter]) -> str:
     bodies: list[list[Section]] = [[s for make in SECTIONS if (s := make(chapter)) is not None] for chapter in chapters]
     films = {c.index: [frame.uris for frame in c.film.frames] for c in chapters if c.film is not None}
     first = chapters[0].story
-    title = (
-        " against ".join(c.story.name for c in chapters) if several else f"{first.source}, learned by {first.method}"
-    )
+    title = " against ".join(c.story.name for c in chapters) if several else first.source
     template = environment().get_template("template.html.j2")
     return template.render(
         title=title,
@@ -63,7 +62,10 @@ def render(chapters: Sequence[Chapter]) -> str:
 
 
 def facts(story: Story) -> list[tuple[str, str]]:
-    """What a reader asks first, as names and values; what is not known is left out."""
+    """What a reader asks first, as names and values; what is not known is left out.
+
+    The score of a distance is the mean logarithm of its ratios to the noise floor, so its exponential is a ratio.
+    """
     last: dict[str, Any] = max((*story.train, *story.distances), key=lambda line: line["step"], default={})
     images, seconds = number(last.get("images")), number(last.get("seconds"))
     score = number((story.best or {}).get("score"))
@@ -71,7 +73,7 @@ def facts(story: Story) -> list[tuple[str, str]]:
     found += [("images seen", compact(images) if images is not None else None)]
     found += [("time", duration(seconds) if seconds is not None else None)]
     found += [("images a second", compact(images / seconds) if images and seconds else None)]
-    found += [("best score", compact(score) if score is not None else None)]
+    found += [("best distance", f"{math.exp(min(score, 700)):.1f} × floor" if score is not None else None)]
     settings = dict(flatten(story.config))
     found += [(key, settings.get(key)) for key in ("resolution", "width", "seed")]
     return [(name, value) for name, value in found if value is not None]

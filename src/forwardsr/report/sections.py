@@ -106,7 +106,7 @@ def evolution(chapter: Chapter) -> Section:
         note = (
             f"{len(film.frames)} of {film.reports} reports are kept here, evenly apart, so that the page stays light."
         )
-    return Section("evolution", "Through training", parts().player(screens, stops, note))
+    return Section("evolution", "Through training", parts().player(screens, stops, str(chapter.index), note))
 
 
 def walk(chapter: Chapter) -> Section | None:
@@ -140,7 +140,7 @@ def training(chapter: Chapter) -> Section:
     keys = [key for key in dict.fromkeys(keys) if any(number(line.get(key)) is not None for line in lines)]
     losses = [key for key in keys if key.startswith("loss")]
     groups = [("losses", losses)] if losses else []
-    groups += [(key, [key]) for key in keys if key not in losses][:11]
+    groups += [(key, [key]) for key in keys if key not in losses]
     drawn = []
     for name, members in groups:
         curves = [_train_curve(lines, key, i) for i, key in enumerate(members)]
@@ -237,10 +237,10 @@ def _train_curve(lines: Sequence[Line], key: str, colour: int) -> Curve:
     return Curve(key, [x for x, _ in points], [y for _, y in points], colour, binned=True)
 
 
-def distance_charts(stories: Sequence[Story], key: str, run: int | None) -> list[tuple[str, Markup]]:
+def distance_charts(stories: Sequence[Story], key: str, run: int | str | None) -> list[tuple[str, Markup]]:
     """One panel a level. Several runs are overlaid over time; one runs over the images seen, its best report ringed."""
     several = len(stories) > 1
-    timed = several and all(number(line.get("seconds")) is not None for story in stories for line in story.distances)
+    timed = several and is_timed(stories)
 
     def along(line: Line) -> float:
         return float(line["seconds"]) / 60 if timed else x_of(line)
@@ -248,22 +248,28 @@ def distance_charts(stories: Sequence[Story], key: str, run: int | None) -> list
     drawn = []
     for side in sides_of([line for story in stories for line in story.distances]):
         curves = []
-        floors: dict[float, float] = {}
+        floors: list[tuple[list[float], list[float]]] = []
         for i, story in enumerate(stories):
             points = [(along(x), y) for x in story.distances if (y := at_side(x, key, side)) is not None]
             marked = along(story.best) if story.best is not None else None
             label = story.name if several else f"{side} px"
             curves.append(Curve(label, [x for x, _ in points], [y for _, y in points], i, marked=marked))
-            for line in story.distances:
-                floor = at_side(line, f"floor_{key}", side)
-                if floor is not None:
-                    floors.setdefault(along(line), floor)
-        band = (sorted(floors), [floors[x] for x in sorted(floors)]) if floors else None
+            below = [(along(x), y) for x in story.distances if (y := at_side(x, f"floor_{key}", side)) is not None]
+            band = ([x for x, _ in below], [y for _, y in below])
+            if below and all(set(band[1]) != set(other) for _, other in floors):
+                floors.append(band)
         label = "minutes" if timed else x_label([line for story in stories for line in story.distances])
         title = f"{side} × {side} px"
-        svg = chart(f"{key} distance at {title}", curves, x_label=label, floor=band, log=True, run=run, key=f"d{run}")
+        svg = chart(
+            f"{key} distance at {title}", curves, x_label=label, floors=floors, log=True, run=run, key=f"d{run}"
+        )
         drawn.append((title, svg))
     return drawn
+
+
+def is_timed(stories: Sequence[Story]) -> bool:
+    """Whether every distance of these runs has a time, so that they can be compared at equal time."""
+    return all(number(line.get("seconds")) is not None for story in stories for line in story.distances)
 
 
 def _cells(line: Line, key: str, sides: Sequence[int], floor: str | None) -> list[tuple[str, str]]:
@@ -272,21 +278,27 @@ def _cells(line: Line, key: str, sides: Sequence[int], floor: str | None) -> lis
         value = at_side(line, key, side)
         least = at_side(line, floor, side) if floor else None
         ratio = f"{value / least:.1f} × floor" if value is not None and least else ""
-        cells.append(("–" if value is None else f"{value:.4g}", ratio))
+        cells.append(("–" if value is None else f"{value:#.3g}", ratio))
     return cells
 
 
 def distance_table(rows: Sequence[tuple[str, Line]]) -> dict[str, Any]:
-    """Sides across; for each measurement the given rows, then what real pictures score among themselves."""
+    """Sides across; for each measurement the given rows, then what real pictures score among themselves.
+
+    Where rows have different floors (other sources, or floors measured anew), each floor is shown and says whose it is.
+    """
     sides = sides_of([line for _, line in rows])
-    last = rows[-1][1]
-    groups = []
-    for key, label in FORMS:
-        body = [(name, _cells(line, key, sides, f"floor_{key}"), False) for name, line in rows]
-        groups.append(
-            (label, [*body, ("real against real: the noise floor", _cells(last, f"floor_{key}", sides, None), True)])
-        )
+
+    def group(key: str, real_key: str, real: str, floor: str | None) -> list[tuple[str, list[tuple[str, str]], bool]]:
+        body = [(name, _cells(line, key, sides, floor), False) for name, line in rows]
+        floors = [(name, _cells(line, real_key, sides, None)) for name, line in rows]
+        if all(cells == floors[0][1] for _, cells in floors):
+            return [*body, (real, floors[0][1], True)]
+        return body + [(f"{real} ({name})", cells, True) for name, cells in floors]
+
+    groups = [
+        (label, group(key, f"floor_{key}", "noise floor: real against real", f"floor_{key}")) for key, label in FORMS
+    ]
     if any(line.get("diversity") for _, line in rows):
-        body = [(name, _cells(line, "diversity", sides, None), False) for name, line in rows]
-        groups.append(("Diversity", [*body, ("real pictures", _cells(last, "real_diversity", sides, None), True)]))
+        groups.append(("Diversity", group("diversity", "real_diversity", "real pictures", None)))
     return {"head": [f"{side} px" for side in sides], "groups": groups}
