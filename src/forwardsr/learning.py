@@ -38,7 +38,7 @@ FALLEN = 1.0  # a rise of the score (a logarithm of distance over floor) above t
 DEFAULT_BUDGET = "20m"
 
 # Settings that do not shape the result, or only how long it is pursued: a run may go on with other ones.
-FREE = frozenset({"budget", "steps", "images", "report_images", "checkpoint", "device", "method_version"})
+FREE = frozenset({"budget", "steps", "images", "report_images", "checkpoint", "device"})
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,25 @@ def learn(config: LearnConfig, out: Path, console: Console, command: str = "") -
     )  # fmt: skip
     checkpoint_seconds = seconds(config.checkpoint, "--checkpoint")
     device = resolve_device(config.device)
-    source = open_images_source(config, console)
     settings = asdict(config) | {"command": command}
+    if config.precision == "auto":
+        settings["precision"] = None
+    made = Run.check(out, settings, FREE)
+    source = open_images_source(config, console)
     # A run goes on with the precision it was begun with, whatever would be faster here.
-    made = Run.read(out).config if (out / "config.json").exists() else {}
-    precision = resolve_precision(config.precision, device)
-    settings["precision"] = made.get("precision", precision) if config.precision == "auto" else precision
+    settings["precision"] = made.get("precision") or resolve_precision(config.precision, device)
     settings["sides"] = [shape[-1] for shape in source.shapes]
     run = Run.create(out, settings, FREE)
+    try:
+        return _learn(run, config, settings, source, device, limits, checkpoint_seconds, console)
+    finally:
+        run.close()
 
+
+def _learn(
+    run: Run, config: LearnConfig, settings: dict[str, Any], source: Source, device: torch.device, limits: Budget,
+    checkpoint_seconds: float, console: Console,
+) -> int:  # fmt: skip
     fresh = not run.log_path.exists()
     joint = JointConfig(**{f.name: settings[f.name] for f in fields(JointConfig)})
     learner = JointLearner(joint, source, device)
@@ -150,7 +160,7 @@ def open_images_source(config: LearnConfig, console: Console) -> Source:
     """The source in image form, patch-form ones folded. Raises :class:`UserError`."""
     source = open_source(
         config.source, resolution=config.resolution, sides=pyramid_sides(config.resolution, config.base),
-        channels=config.channels, fit=config.fit, skip_bad=config.skip_bad, seed=config.seed, console=console,
+        channels=config.channels, fit=config.fit, skip_bad=config.skip_bad, console=console,
     )  # fmt: skip
     for note in getattr(source, "notes", []):
         console.print(f"note: {note}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -18,6 +18,7 @@ from forwardsr.measure.distance import Reference
 from forwardsr.run import Run
 
 
+@runtime_checkable
 class Result(Protocol):
     """What every measurement returns."""
 

@@ -86,26 +86,37 @@ class Run:
         ``None`` means "as the run has it". Raises :class:`UserError` where another setting differs, the path is no Run or
         cannot be written, or another process is training it.
         """
+        made = cls.check(path, config, free)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {path}: cannot make this folder ({error.strerror}); choose another") from None
-        file = path / "config.json"
-        wanted = {"schema": SCHEMA, "version": forwardsr.__version__, **config}
-        if file.exists():
+        kept = {key: made.get(key) if value is None and key not in free else value for key, value in config.items()}
+        run = cls(path, {"schema": SCHEMA, "version": forwardsr.__version__, **kept})
+        run._take_lock()
+        run.write_json("config.json", run.config)
+        return run
+
+    @classmethod
+    def check(cls, path: Path, config: Mapping[str, Any], free: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """Whether :meth:`create` would do, before anything long is begun; returns the settings of the run there, if any.
+
+        Settings that ``config`` leaves out or has as ``None`` are not compared. Raises :class:`UserError` as ``create`` does.
+        """
+        if (path / "config.json").exists():
             made = cls.read(path).config
-            for key in sorted((made.keys() | config.keys()) - free - {"schema", "version", "command"}):
-                old, new = made.get(key), config.get(key)
+            for key in sorted(config.keys() - free - {"command"}):
+                old, new = made.get(key), config[key]
                 if new is not None and old != new:
                     flag = "SOURCE" if key == "source" else f"--{key.replace('_', '-')}"
                     raise UserError(f"{flag}: {path} was made with {old}, not {new}; give that, or another --out")
-                wanted[key] = old if new is None else new
-        elif any(entry.name != ".lock" for entry in path.iterdir()):
+            return made
+        if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
             raise UserError(f"--out {path}: the folder holds other things than a run; choose a new or empty one")
-        run = cls(path, wanted)
-        run._take_lock()
-        run.write_json(file.name, wanted)
-        return run
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"--out {path}: {there} is no folder that can be written; choose another")
+        return {}
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -131,11 +142,18 @@ class Run:
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             raise UserError(
                 f"--out {self.path}: another process is training this run; wait for it or stop it"
             ) from None
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror}); choose another") from None
+
+    def close(self) -> None:
+        """Let another process train this run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     # -- the log --------------------------------------------------------------------------------------------------------
 

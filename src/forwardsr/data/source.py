@@ -51,6 +51,8 @@ class Epochs:
     """
 
     def __init__(self, source: Source, batch: int, seed: int, flip: bool = False, position: int = 0) -> None:
+        if flip and len(source.shapes[0]) != 3:
+            raise ValueError(f"{source.name}: only images can be mirrored; fold its patches first")
         self.source, self.batch, self.seed, self.flip, self.position = source, batch, seed, flip, position
         self._order: tuple[int, Tensor, Tensor] | None = None
 

@@ -98,12 +98,15 @@ def adversarial_gradients(
             stream = head_leaf[own[level]].grad
             assert stream is not None
             for_d, for_g = for_d + stream, for_g + ratio[own[level] + 1] * stream[n:]
-        slope = torch.where(a.detach() > 0, 1.0, SLOPE)
-        a.backward(for_d * slope)
+        a.backward(_through_leaky_relu(for_d, a.detach()))
         first = cast(nn.Conv2d, critic.first[level])
-        cotangent = (for_g * slope[n:]).to(first.weight.dtype)
+        cotangent = _through_leaky_relu(for_g, a.detach()[n:]).to(first.weight.dtype)
         gradients.append(conv2d_input(x[n:].shape, first.weight.detach(), cotangent, first.stride, first.padding))
     return losses_d.detach(), losses_g.detach(), gradients
+
+
+def _through_leaky_relu(gradient: Tensor, before: Tensor) -> Tensor:
+    return torch.ops.aten.leaky_relu_backward(gradient.to(before.dtype), before, SLOPE, False)
 
 
 def gradient_penalty(critic: Critic, pyramid: Pyramid, generator: torch.Generator) -> Float[Tensor, ""]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
@@ -29,6 +29,7 @@ class Diverged(Exception):
     """The losses are no longer finite; the last checkpoint is from before."""
 
 
+@runtime_checkable
 class StepLearner(Protocol):
     """A learner that moves in steps and whose whole state can be saved."""
 
@@ -50,12 +51,11 @@ Observe = Callable[[float], None]
 
 def reports_passed(before: int, after: int, every: int) -> bool:
     """Whether a report falls due in ``(before, after]`` images: at 1,024 times powers of two, then every ``every``."""
+    return _reports_by(after, every) > _reports_by(before, every)
 
-    def count(images: int) -> int:
-        doublings = min(images, every) // FIRST_REPORT
-        return doublings.bit_length() + images // every
 
-    return count(after) > count(before)
+def _reports_by(images: int, every: int) -> int:
+    return (min(images, every) // FIRST_REPORT).bit_length() + images // every
 
 
 @contextmanager

@@ -1,0 +1,5 @@
+"""``python -m forwardsr``."""
+
+from forwardsr.cli import entry
+
+entry()
