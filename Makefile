@@ -12,7 +12,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 
 # The main job on the built-in photographs: train, then write the report and say where it is.
 learn: $(VENV)/.done
-	$(BIN)/forwardsr learn photos --method joint --resolution 64 --budget 3m --out runs/photos
+	$(BIN)/forwardsr learn photos --method joint --resolution 32 --budget 150s --out runs/photos
 
 check: $(VENV)/.done
 	$(BIN)/ruff check src tests benchmarks

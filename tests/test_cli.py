@@ -73,7 +73,7 @@ def test_a_run_is_not_continued_with_other_settings(pictures: Path, tmp_path: Pa
     out = str(tmp_path / "run")
     assert main(["learn", str(pictures), *TINY, "--steps", "2", "--out", out]) == 0
     capsys.readouterr()
-    assert main(["learn", str(pictures), *TINY, "--steps", "2", "--gamma", "3", "--out", out]) == 2
+    assert main(["learn", str(pictures), *TINY, "--steps", "2", "--gamma", "3.5", "--out", out]) == 2
     assert "--gamma" in one_line(capsys)
 
 

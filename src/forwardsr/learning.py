@@ -137,6 +137,8 @@ def validate(config: LearnConfig) -> None:
         raise UserError(f"--method {config.method}: no such method; say {' or '.join(METHODS)}")
     if config.loss not in LOSSES:
         raise UserError(f"--loss {config.loss}: no such loss; say {', '.join(LOSSES)}")
+    if config.heads not in ("coarse", "all", "none"):
+        raise UserError(f"--heads {config.heads}: say coarse, all or none")
     try:
         pyramid_sides(config.resolution, config.base)
     except ValueError as error:

@@ -13,7 +13,7 @@ SIDES = (8, 16)
 
 def pair(n: int = 5, seed: int = 0) -> tuple[Critic, Pyramid, Pyramid, torch.Generator]:
     generator = torch.Generator().manual_seed(seed)
-    critic = Critic(SIDES, width=6, generator=generator).double()
+    critic = Critic(SIDES, width=6, heads=[True, True], generator=generator).double()
 
     def images() -> Pyramid:
         return Pyramid([torch.randn(n, 3, side, side, dtype=torch.float64, generator=generator) for side in SIDES])

@@ -25,7 +25,7 @@ CALIBRATION = 1024  # latents from which the shown generator's batch-norm moment
 
 @dataclass(frozen=True)
 class JointConfig:
-    """The settings of one training; the defaults were chosen by measurement (docs/choices.md)."""
+    """The settings of one training; the defaults were chosen by measurement (benchmarks/choices.py)."""
 
     width: int = 64
     """Channels of every hidden layer, and filters of the critic's first layers."""
@@ -33,15 +33,17 @@ class JointConfig:
     """Length of the latent z (m_0)."""
     loss: str = "relativistic"
     """non-saturating, relativistic or wasserstein."""
-    gamma: float = 0.1
+    heads: str = "coarse"
+    """Which scales have a logit of their own besides the joint one: coarse (all but the finest), all, or none."""
+    gamma: float = 1.0
     """Weight of the gradient penalty R1, and of R2 with the relativistic loss."""
     penalty_interval: int = 16
     """Steps from one gradient penalty to the next."""
-    batch: int = 32
+    batch: int = 16
     """Real images a step, and as many generated ones."""
-    rate_g: float = 5e-4
+    rate_g: float = 1e-3
     """Adam's rate for the generator."""
-    rate_d: float = 5e-4
+    rate_d: float = 2e-4
     """Adam's rate for the critic."""
     beta1: float = 0.0
     """Adam's first decay: no momentum, which a game does not reward."""
@@ -68,7 +70,8 @@ class JointLearner:
         self.generator = DeconvGenerator(
             sides, width=config.width, latent=config.latent, channels=channels, generator=self.rng
         ).to(device)
-        self.critic = Critic(sides, width=config.width, channels=channels, generator=self.rng).to(device)
+        heads = [config.heads == "all" or (config.heads == "coarse" and side < sides[-1]) for side in sides]
+        self.critic = Critic(sides, width=config.width, channels=channels, heads=heads, generator=self.rng).to(device)
         self.average = copy.deepcopy(self.generator)
         fused = device.type in ("cpu", "cuda")
         betas = (config.beta1, config.beta2)

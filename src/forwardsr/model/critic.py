@@ -2,7 +2,8 @@ r"""The multi-scale critic: every resolution enters through its own 64 filters o
 
 Two things are asked of it: that finer images be judged in the context of the coarser ones (multi-scale gradient, Karnewar and
 Wang 2020), and that the coarse images matter. With one logit for all scales they do not: the finest scale alone soon tells
-real from fake, the loss saturates, and the 8 px image is left as noise. So it gives one logit a scale *and* a joint one:
+real from fake, the loss saturates, and the 8 px image is left as noise. So it gives a joint logit *and* one for every scale
+but the finest (which the joint one looks at first; a logit of its own there costs a third more and gained nothing):
 
 .. math::
     h_l = lrelu(W^D_l * X_l), \qquad D_l(X_l) = head_l(h_l), \qquad
@@ -75,12 +76,12 @@ class Critic(nn.Module):
         self, sides: Sequence[int], *, width: int = 64, channels: int = 3, heads: Sequence[bool] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
-        """``heads``: which scales have a logit of their own (all by default). ``generator`` draws the initial weights."""
+        """``heads``: which scales have a logit of their own (all but the finest by default). ``generator``: initial weights."""
         super().__init__()
         self.sides = tuple(sides)
         self.first = nn.ModuleList(_down(channels, width) for _ in sides)
         self.trunk = Trunk(len(sides), width, sides[0] // 2)
-        chosen = [True] * len(sides) if heads is None else list(heads)
+        chosen = [side < self.sides[-1] for side in self.sides] if heads is None else list(heads)
         self.headed = tuple(level for level, on in enumerate(chosen) if on)
         self.heads = nn.ModuleList(Head(width, sides[level] // 2) for level in self.headed)
         init_kaiming(self, generator)
