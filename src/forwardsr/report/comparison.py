@@ -15,7 +15,6 @@ from forwardsr.report.sections import (
     duration,
     is_timed,
     parts,
-    sample_size,
 )
 from forwardsr.report.strips import walls
 
@@ -77,10 +76,10 @@ def race(chapters: Sequence[Chapter]) -> Section:
 
 def distances(chapters: Sequence[Chapter]) -> Section:
     """Distance curves overlaid, and the best weights of all runs in one table."""
-    measured = [chapter.story for chapter in chapters if chapter.story.distances]
+    measured = [chapter.story for chapter in chapters if chapter.story.measured]
     title = "Distances, overlaid"
     if not measured:
         return Section("compared", title, parts().sentence("None of these runs measured a distance yet."))
-    table = distance_table([(story.name, story.best or story.distances[-1]) for story in measured])
+    table = distance_table([(story.name, story.measured or {}) for story in measured])
     rows = [(label, distance_charts(measured, key, "all" if is_timed(measured) else None)) for key, label in FORMS]
-    return Section("compared", title, parts().distances(table, rows, sample_size(measured[0])))
+    return Section("compared", title, parts().distances(table, rows, []))

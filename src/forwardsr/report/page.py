@@ -14,6 +14,7 @@ from forwardsr.report.comparison import compare
 from forwardsr.report.film import film
 from forwardsr.report.sections import SECTIONS, Chapter, Section, duration, environment, flatten
 from forwardsr.report.story import Story, number, read_story
+from forwardsr.run import replacing
 
 _FILM_BYTES = 3_600_000  # all films of a page together; with everything else a page stays under about 6 MB
 
@@ -30,11 +31,10 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise UserError(f"{out}: is a folder; name a file, such as {out / 'report.html'}")
     chapters = [Chapter(story, i, film(story, _FILM_BYTES // len(stories))) for i, story in enumerate(stories)]
     page = render(chapters)
-    temporary = out.with_name(out.name + ".part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from error
     return out
@@ -68,7 +68,7 @@ def facts(story: Story) -> list[tuple[str, str]]:
     """
     last: dict[str, Any] = max((*story.train, *story.distances), key=lambda line: line["step"], default={})
     images, seconds = number(last.get("images")), number(last.get("seconds"))
-    score = number((story.best or {}).get("score"))
+    score = number((story.measured or {}).get("score"))
     found = [("step", f"{int(last['step']):,}" if last else None)]
     found += [("images seen", compact(images) if images is not None else None)]
     found += [("time", duration(seconds) if seconds is not None else None)]

@@ -122,13 +122,20 @@ def distances(chapter: Chapter) -> Section:
     """Distances and diversity of every level, in a table and through training, with the noise floor."""
     story = chapter.story
     title = "Distance to the real pictures"
-    if not story.distances:
+    if story.measured is None:
         return Section(
             "distances", title, parts().sentence("No distance was measured yet: the first comes with a report.")
         )
-    table = distance_table([("best weights", story.best or {}), ("last report", story.distances[-1])])
+    last = story.distances[-1] if story.distances else {}
+    reports = [("best weights", story.best or {}), ("last report", last)]
+    if story.best is last:
+        reports = [("best weights: the last report", last)]
+    # The final measurement has a floor of its own, being of more pictures; it replaces the others in the table.
+    table = distance_table([("best weights", story.final)] if story.final else reports)
     rows = [(label, distance_charts([story], key, chapter.index)) for key, label in FORMS]
-    return Section("distances", title, parts().distances(table, rows, sample_size(story)))
+    named = [("the table", story.measured), ("the curves", last)]
+    sizes = [(where, int(n)) for where, line in named if (n := number(line.get("n"))) is not None]
+    return Section("distances", title, parts().distances(table, rows, sizes))
 
 
 def training(chapter: Chapter) -> Section:
@@ -149,18 +156,18 @@ def training(chapter: Chapter) -> Section:
     return Section("curves", "Training curves", parts().charts(drawn))
 
 
+_ENDINGS = {"budget": "its budget was spent", "stopped": "it was stopped, and the same command goes on from there"}
+
+
 def journal(chapter: Chapter) -> Section | None:
     """Alarms and notes of the run, and how it ended."""
     story = chapter.story
-    notes = [*story.notes]
-    if story.lost:
-        lines = "1 line" if story.lost == 1 else f"{story.lost} lines"
-        notes.append(f"{lines} of the log could not be read (a run that was killed leaves one torn).")
     alarms = [(moment_of(line), str(line.get("message", ""))) for line in story.alarms]
-    if not alarms and not notes and story.end is None:
+    if not alarms and not story.notes and story.end is None:
         return None
-    ending = None if story.end is None else str(story.end.get("reason", "finished"))
-    return Section("journal", "Alarms and notes", parts().journal(alarms, notes, ending))
+    reason = None if story.end is None else str(story.end.get("reason", "it finished"))
+    ending = None if reason is None else _ENDINGS.get(reason, reason)
+    return Section("journal", "Alarms and notes", parts().journal(alarms, story.notes, ending))
 
 
 def method(chapter: Chapter) -> Section:
@@ -213,11 +220,6 @@ def x_of(line: Line) -> float:
 
 def x_label(lines: Sequence[Line]) -> str:
     return "steps" if any(number(line.get("images")) is None for line in lines) else "images seen"
-
-
-def sample_size(story: Story) -> int | None:
-    size = number(story.distances[-1].get("n"))
-    return None if size is None else int(size)
 
 
 def sides_of(lines: Sequence[Line]) -> list[int]:

@@ -1,7 +1,7 @@
 """What a Run folder tells a report: its settings, its log told apart by kind, and its pictures cut into single images.
 
-A run may have been killed at any moment, so every piece but ``config.json`` may be missing, and a torn line or picture is
-passed over. A step logged twice (the run went back to a checkpoint and came by again) counts once, the later line winning.
+A run may have been killed at any moment, so every piece but ``config.json`` may be missing, and a torn picture is passed over.
+A step logged twice counts once, the later line winning.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from forwardsr.errors import UserError
+from forwardsr.run import Run
 
-SCHEMA = 1
 _PICTURE = re.compile(r"(?P<stem>.+)-(?P<side>\d+)\.png")
 
 Line = dict[str, Any]
@@ -36,16 +36,18 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Story:
-    """A Run, read. ``train``, ``distances`` and ``alarms`` are in order of step; ``lost`` counts unreadable log lines."""
+    """A Run, read. ``train``, ``distances`` and ``alarms`` are in order of step; ``final`` is the distance of the best weights
+    measured once more when the run ended, from more pictures.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     train: Sequence[Line] = ()
     distances: Sequence[Line] = ()
+    final: Line | None = None
     alarms: Sequence[Line] = ()
     notes: Sequence[str] = ()
     end: Line | None = None
-    lost: int = 0
     sheets: Mapping[str, Sequence[tuple[int, Path]]] = field(default_factory=dict)
 
     @property
@@ -73,6 +75,11 @@ class Story:
         marked = [line for line in self.distances if line.get("best")]
         scored = [line for line in self.distances if number(line.get("score")) is not None]
         return marked[-1] if marked else min(scored, key=lambda line: float(line["score"]), default=None)
+
+    @property
+    def measured(self) -> Line | None:
+        """What is known best of the best weights: the final distance, or the one at their report."""
+        return self.final or self.best or next(iter(self.distances[-1:]), None)
 
     def at(self, step: int) -> Line:
         """The record nearest to a step from below, of either kind; empty where the log has none."""
@@ -111,51 +118,25 @@ def _cut(side: int, path: Path) -> Sheet | None:
     return Sheet(side, whole.swapaxes(1, 2))
 
 
-def _read_log(path: Path) -> tuple[list[Line], int]:
-    lines, lost = [], 0
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict):
-            lines.append(line)
-        else:
-            lost += 1
-    return lines, lost
-
-
 def _by_step(lines: Sequence[Line], kind: str) -> list[Line]:
     steps = {int(x["step"]): x for x in lines if x.get("kind") == kind and number(x.get("step")) is not None}
     return [steps[step] for step in sorted(steps)]
 
 
+def _read_final(path: Path) -> Line | None:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def read_story(folder: Path) -> Story:
     """Read a Run folder. Raises :class:`~forwardsr.errors.UserError` where it is none."""
-    path = folder / "config.json"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder; name the folder given to `forwardsr learn --out`")
-    if not path.is_file():
-        raise UserError(
-            f"{folder}: not a run (it has no config.json); name the folder given to `forwardsr learn --out`"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{path}: cannot be read as JSON ({error}); restore it or learn again".replace("\n", " ")
-        ) from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: holds no settings; restore it or learn again")
-    if config.get("schema", SCHEMA) != SCHEMA:
-        raise UserError(
-            f"{path}: schema {config['schema']!r}, this version reads {SCHEMA}; use the forwardsr that wrote it"
-        )
-
-    log = folder / "log.jsonl"
-    lines, lost = _read_log(log) if log.is_file() else ([], 0)
+        raise UserError(f"{folder}: no such run; give a folder that `forwardsr learn --out` made")
+    run = Run.read(folder)
+    lines = [line for line in run.lines() if isinstance(line, dict)]
     sheets: dict[str, list[tuple[int, Path]]] = {}
     for picture in (folder / "samples").glob("*.png"):
         if match := _PICTURE.fullmatch(picture.name):
@@ -163,12 +144,12 @@ def read_story(folder: Path) -> Story:
     alarms = [line for line in lines if line.get("kind") == "alarm"]
     return Story(
         folder=folder,
-        config=config,
+        config=run.config,
         train=_by_step(lines, "train"),
         distances=_by_step(lines, "distance"),
+        final=_read_final(folder / "distance.json"),
         alarms=sorted(alarms, key=lambda line: number(line.get("step")) or 0.0),
         notes=list(dict.fromkeys(str(x.get("message", "")) for x in lines if x.get("kind") == "note")),
         end=next((x for x in reversed(lines) if x.get("kind") == "end"), None),
-        lost=lost,
         sheets={stem: sorted(sides) for stem, sides in sheets.items()},
     )
