@@ -233,7 +233,7 @@ def test_constant_images_give_finite_numbers(sides: list[int], channels: int) ->
     varied = pyramid(4, sides, channels)
     for real, generated in ((constant, varied), (varied, constant), (constant, constant)):
         found = Reference(real, real, sampling=FEW).compare(generated)
-        numbers = (*found.raw, *found.standardised, *found.floor_raw, *found.diversity, *found.real_diversity)
+        numbers = (*found.raw, *found.standardised, *found.floor_raw, *found.diversity, *found.spacing)
         assert all(map(math.isfinite, (*numbers, found.score())))
     assert found.score() == 0
 
@@ -272,7 +272,8 @@ def test_other_shapes_are_refused() -> None:
 def distance(**changes: object) -> Distance:
     values = dict(
         sides=(8,), standardised=(40.0,), raw=(9.0,), floor_standardised=(10.0,), floor_raw=(1.0,), diversity=(0.5,),
-        real_diversity=(0.2,), bands_standardised=((40.0,),), bands_raw=((9.0,),), n=10, n_real=10,
+        real_diversity=(0.2,), spacing=(0.1,), real_spacing=(0.2,), bands_standardised=((40.0,),), bands_raw=((9.0,),),
+        n=10, n_real=10,
     )  # fmt: skip
     return Distance(**(values | changes))  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from forwardsr.measure.diversity import WEIGHTS, diversity, ms_ssim
+from forwardsr.measure.diversity import WEIGHTS, diversity, ms_ssim, spacing
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -69,3 +69,21 @@ def test_varied_images_are_more_diverse_than_variants_of_one() -> None:
 def test_one_image_has_no_pair() -> None:
     with pytest.raises(ValueError, match="two images"):
         diversity(torch.zeros(1, 3, 8, 8), rng())
+    with pytest.raises(ValueError, match="two images"):
+        spacing(torch.zeros(1, 3, 8, 8))
+
+
+def test_spacing_is_the_mean_distance_to_the_nearest_other() -> None:
+    """On a line at 0, 1, 3: nearest are 1, 1 and 2 away."""
+    x = torch.tensor([0.0, 1.0, 3.0])[:, None, None, None] * torch.ones(3, 8, 8)
+    assert spacing(x) == pytest.approx(4 / 3)
+    assert spacing(torch.nn.functional.interpolate(x, 64)) == pytest.approx(
+        4 / 3
+    )  # a constant is its own low-pass band
+
+
+def test_spacing_sees_a_collapse_to_many_images_that_similarity_does_not() -> None:
+    varied = torch.rand(60, 3, 8, 8, generator=rng()) * 2 - 1
+    copies = varied[:30].repeat(2, 1, 1, 1)
+    assert spacing(copies) == 0 < 0.5 < spacing(varied)
+    assert diversity(copies, rng()) == pytest.approx(diversity(varied, rng()), abs=0.1)

@@ -80,7 +80,9 @@ def project(descriptors: Float[Tensor, "m c k k"], theta: Float[Tensor, "r c k k
     standardising is moved into the directions, so that it costs no pass over the descriptors.
     """
     mean = descriptors.mean((0, 2, 3))
-    sd = descriptors.std((0, 2, 3), correction=0).clamp_min(SMALLEST_SD)
+    centred = descriptors - mean[:, None, None]
+    sd = torch.linalg.vector_norm(centred, dim=(0, 2, 3)) / (centred.numel() / len(mean)) ** 0.5  # faster than std()
+    sd = sd.clamp_min(SMALLEST_SD)
     scaled = theta / sd[:, None, None]
     both = torch.stack([theta, scaled]).flatten(2) @ descriptors.flatten(1).T
     both[1] -= torch.einsum("rcij,c->r", scaled, mean)[:, None]

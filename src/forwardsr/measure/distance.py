@@ -47,7 +47,7 @@ from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import FiniteSource, Source
 from forwardsr.errors import UserError
 from forwardsr.measure import _swd
-from forwardsr.measure.diversity import diversity
+from forwardsr.measure.diversity import diversity, spacing
 
 SCALE = 1e3
 
@@ -60,7 +60,7 @@ class Sampling:
     positions. ``directions``: in a group. Karras et al. (2018) take 128 patches and 4 x 128 directions for 16,384 images.
     """
 
-    patches: int = 8
+    patches: int = 16
     groups: int = 4
     directions: int = 32
 
@@ -70,8 +70,9 @@ class Distance:
     """Distances of generated from real images, by level, coarse first, times 1,000; and their floors, real from real.
 
     ``bands_*[l]`` are the terms that ``standardised[l]`` and ``raw[l]`` are the means of: the low-pass band first, then details
-    coarse to fine. ``diversity`` is the mean MS-SSIM of random pairs (1: all equal), by level. ``n`` and ``n_real`` count
-    the generated and the real images; the floors are of ``n_real`` images against ``n_real`` others.
+    coarse to fine. ``diversity`` is the mean MS-SSIM of random pairs (1: all equal) and ``spacing`` the mean
+    distance to the nearest other image (0: copies), by level. ``n`` and ``n_real`` count the generated and the real images;
+    the floors are of ``n_real`` images against ``n_real`` others.
     """
 
     sides: tuple[int, ...]
@@ -81,6 +82,8 @@ class Distance:
     floor_raw: tuple[float, ...]
     diversity: tuple[float, ...]
     real_diversity: tuple[float, ...]
+    spacing: tuple[float, ...]
+    real_spacing: tuple[float, ...]
     bands_standardised: tuple[tuple[float, ...], ...]
     bands_raw: tuple[tuple[float, ...], ...]
     n: int
@@ -119,6 +122,8 @@ class Distance:
         row("  real vs real", self.floor_raw, 2, "dim")
         row("MS-SSIM of pairs (1 = collapse)", self.diversity, 3)
         row("  real", self.real_diversity, 3, "dim")
+        row("spacing of images (0 = copies)", self.spacing, 3)
+        row("  real", self.real_spacing, 3, "dim")
         table.caption = (
             f"score {self.score():.3f}: {math.exp(min(self.score(), 700)):.1f} times the floor in geometric mean"
         )
@@ -182,7 +187,7 @@ class Reference:
             for x in real
         ]
         self._real = self._project(real)
-        self.diversity = self._diversity(real)
+        self.diversity, self.spacing = self._diversity(real)
         self._floor_raw, self._floor_standardised = _means(self._to_real(other))
 
     @staticmethod
@@ -223,14 +228,17 @@ class Reference:
             raise ValueError(f"generated images of shapes {shapes} do not compare with real ones of {self.shapes}")
         bands = self._to_real(pyramid)
         raw, standardised = _means(bands)
+        pairs, nearest = self._diversity(pyramid)
         return Distance(
             sides=tuple(shape[-1] for shape in shapes),
             standardised=standardised,
             raw=raw,
             floor_standardised=self._floor_standardised,
             floor_raw=self._floor_raw,
-            diversity=self._diversity(pyramid),
+            diversity=pairs,
             real_diversity=self.diversity,
+            spacing=nearest,
+            real_spacing=self.spacing,
             bands_standardised=tuple(tuple(b[1] for b in level) for level in bands),
             bands_raw=tuple(tuple(b[0] for b in level) for level in bands),
             n=pyramid.n,
@@ -254,9 +262,9 @@ class Reference:
         levels = zip(self._project(pyramid), self._real)
         return [[between(a, b) for a, b in zip(ours, theirs)] for ours, theirs in levels]
 
-    def _diversity(self, pyramid: Pyramid) -> tuple[float, ...]:
+    def _diversity(self, pyramid: Pyramid) -> tuple[tuple[float, ...], tuple[float, ...]]:
         generator = torch.Generator().manual_seed(self.seed)
-        return tuple(diversity(x, generator) for x in pyramid)
+        return tuple(diversity(x, generator) for x in pyramid), tuple(spacing(x) for x in pyramid)
 
 
 def _means(bands: list[list[tuple[float, float]]]) -> tuple[tuple[float, ...], tuple[float, ...]]:

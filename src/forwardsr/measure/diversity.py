@@ -1,4 +1,4 @@
-r"""Diversity: multi-scale structural similarity between random pairs of images (Wang et al. 2003; Odena et al. 2017).
+r"""Diversity: MS-SSIM of random pairs (Wang et al. 2003; Odena et al. 2017), and the spacing of nearest neighbours.
 
 For two images the structural similarity over a window is
 
@@ -6,14 +6,20 @@ For two images the structural similarity over a window is
           \underbrace{\frac{2 \sigma_{xy} + C_2}{\sigma_x^2 + \sigma_y^2 + C_2}}_{s},
 
 and :math:`\text{MS-SSIM} = \bar l_S^{w_S} \prod_{i \le S} \bar s_i^{w_i}` over scales halved by averaging, bars meaning
-averages over the image. Its mean over random pairs is 1 where all images are equal, and the lower the more they differ. Read
-it beside the same number of real images: *higher* is collapse, *lower* is noise rather than merit. It sees a collapse to one
-image, but a collapse to k images only as about one pair in k being equal; that one the sliced Wasserstein distance sees, whose
-sampling error is then that of k images.
+averages over the image. Its mean over random pairs is 1 where all images are equal, and the lower the more they differ.
 
 For the small images of a pyramid: scales while the halved side is even and holds 7 pixels (64 px: four, 8 px: one), the
 published weights of the scales that are left scaled to sum 1, and an 11 pixel Gaussian window cut down to the side. Both
 constants are positive, so constant images give finite numbers.
+
+A collapse to k images moves that mean only by one pair in k. The *spacing* sees it: the mean, over images, of the distance to
+the nearest other image (root mean square over the pixels of the low-pass band, so that noise in fine detail does not pass for
+variety),
+
+.. math:: \frac1n \sum_i \min_{j \ne i} \| \Delta_1 x_i - \Delta_1 x_j \| / \sqrt{\dim},
+
+which is 0 where every image has a copy. Both are read beside the same number for as many real images: a higher similarity
+or a smaller spacing is collapse; the other way is noise rather than merit. The spacing falls with n, by itself.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from forwardsr.measure._swd import band_sides
+from forwardsr.measure._swd import band_sides, laplacian
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of the scales, fine first (Wang et al. 2003, measured on people)."""
@@ -79,3 +85,14 @@ def diversity(images: Float[Tensor, "n c s s"], generator: torch.Generator, pair
     return (
         torch.cat([ms_ssim(images[first[i : i + CHUNK]], images[second[i : i + CHUNK]]) for i in chunks]).mean().item()
     )
+
+
+def spacing(images: Float[Tensor, "n c s s"]) -> float:
+    """Mean distance to the nearest other image, root mean square over the low-pass band; ``n >= 2``, ``O(n^2)`` memory."""
+    if len(images) < 2:
+        raise ValueError("spacing needs two images at least")
+    low = laplacian(images)[0].flatten(1)
+    # |x|^2 - 2 xy + |y|^2 is fast enough to find the nearest with, but rounds: the distance itself is taken from the difference.
+    square = low.square().sum(1)
+    nearest = torch.addmm(square, low, low.T, alpha=-2).fill_diagonal_(float("inf")).argmin(1)
+    return (low - low[nearest]).square().mean(1).sqrt().mean().item()
