@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from forwardsr.data.pyramid import unfold
 
-PATCHES = 20_000  # enough for m <= 108 visibly oriented features; a second of work
-ITERATIONS = 60  # the rotation has settled to the eye well before
+PATCHES = 8_000  # enough for visibly oriented features; a second of work
+ITERATIONS = 40  # the rotation has settled to the eye well before
 
 
 def photograph_patches(n: int, side: int, scale: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
@@ -45,15 +45,15 @@ def edge_colour_features(m: int, side: int, scale: int, generator: torch.Generat
     x = x - x.mean(0)
     values, vectors = torch.linalg.eigh(x.T @ x / len(x))
     values, vectors = values[-m:], vectors[:, -m:]
-    white = (x @ vectors) / values.sqrt()
-    rotation = torch.linalg.qr(torch.randn(m, m, generator=generator, dtype=torch.float64))[0]
+    white = ((x @ vectors) / values.sqrt()).float()
+    rotation = torch.linalg.qr(torch.randn(m, m, generator=generator))[0]
     for _ in range(ITERATIONS):
         y = white @ rotation
         g = torch.tanh(y)
         update = white.T @ g / len(x) - rotation * (1 - g**2).mean(0)
         u, _, vh = torch.linalg.svd(update)
         rotation = u @ vh
-    W: Tensor = vectors @ rotation
+    W: Tensor = vectors @ torch.linalg.qr(rotation.double())[0]  # orthonormal to double precision again
     return W * torch.where(((x @ W) ** 3).mean(0) < 0, -1.0, 1.0).to(W)
 
 

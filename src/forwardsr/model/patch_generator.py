@@ -193,6 +193,8 @@ class PatchGenerator:
             levels = range(1, sum(name.startswith("W") for name in tensors) + 1)
             W, V, b = ([tensors[f"{key}{l}"] for l in levels] for key in "WVb")
             parents = [None if l == 1 else tensors[f"parents{l}"] for l in levels]
+            if header["activation"] not in ("relu", "leaky"):
+                raise ValueError(f"its activation is {header['activation']}, not relu or leaky")
             activation = Activation(header["activation"], float(header["zeta"]))
             return PatchGenerator(W, V, b, parents, activation)
         except KeyError as error:

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -100,7 +101,7 @@ class PlantConfig:
             (0 < low <= high < 0.5, "--p: give a band 0 < low <= high < 0.5"),
             (self.parents >= 1, "--parents: must be positive"),
             (
-                levels == 1 or self.parents <= min(self.patches[:-1]),
+                levels == 1 or self.parents <= min(self.patches[:-1], default=0),
                 f"--parents {self.parents}: more than the patches of a level below; lower it",
             ),
             (self.latent is None or self.latent >= self.m[0], f"--latent: must be at least m_1 = {self.m[0]}"),
@@ -357,7 +358,8 @@ def _calibrate(
             b_j = torch.zeros(len(u))
         else:
             count = (target[j] * n).round().long().clamp(min=1)[:, None]
-            top = u.topk(int(count.max()) + 1).values
+            above = int(count.max()) + 1
+            top = torch.from_numpy(np.partition(u.numpy(), n - above)[:, n - above :]).sort(descending=True).values
             b_j = (top.gather(1, count) + top.gather(1, count - 1))[:, 0] / 2
             if bool((b_j <= 0).any()):
                 raise UserError(
