@@ -102,9 +102,9 @@ def make_run(
     if sheets:
         save_sheet(folder, "best", real[:32], sides)
         save_sheet(folder, "real", real[32:64], sides)
-        weights = torch.linspace(0, 1, 8).reshape(1, 8, 1, 1, 1)
+        weights = torch.linspace(0, 1, 16).reshape(1, 16, 1, 1, 1)
         steps = (real[:4, None] * (1 - weights) + real[4:8, None] * weights).flatten(0, 1)
-        save_sheet(folder, "walk", steps, sides, columns=8)
+        save_sheet(folder, "walk", steps, sides, columns=16)
     if final:
         again = next(line for line in reversed(lines) if line["kind"] == "distance") | {"n": 8192}
         (folder / "distance.json").write_text(

@@ -48,6 +48,11 @@ def test_the_table_holds_distances_their_ratio_and_the_floor(one_page: Path) -> 
     assert "noise floor: real against real" in text
 
 
+def test_a_walk_keeps_to_its_row(one_page: Path) -> None:
+    alts = re.findall(r'alt="A walk between two latents, (\d+) to (\d+), at 64', one_page.read_text())
+    assert alts == [("1", "16"), ("17", "32"), ("33", "48"), ("49", "64")]
+
+
 def test_the_final_distance_replaces_the_reports_in_the_table(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", sides=(4, 8), final=True)
     final = json.loads((run / "distance.json").read_text())

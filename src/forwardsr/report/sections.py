@@ -114,7 +114,7 @@ def walk(chapter: Chapter) -> Section | None:
     sheets = chapter.story.pictures("walk")
     if not sheets:
         return None
-    shown = walls(sheets, "A walk between two latents", columns=min(sheets[-1].tiles.shape[1], 12))
+    shown = walls(sheets, "A walk between two latents", columns=sheets[-1].tiles.shape[1])
     return Section("walk", "From one latent to the next", parts().walk(shown))
 
 
@@ -280,7 +280,7 @@ def _cells(line: Line, key: str, sides: Sequence[int], floor: str | None) -> lis
         value = at_side(line, key, side)
         least = at_side(line, floor, side) if floor else None
         ratio = f"{value / least:.1f} × floor" if value is not None and least else ""
-        cells.append(("–" if value is None else f"{value:#.3g}", ratio))
+        cells.append(("–" if value is None else f"{value:#.3g}".rstrip("."), ratio))
     return cells
 
 
