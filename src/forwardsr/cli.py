@@ -20,6 +20,7 @@ from tyro.conf import Positional, subcommand
 from forwardsr import __version__
 from forwardsr.errors import UserError
 from forwardsr.learning import LearnConfig, learn
+from forwardsr.model.plant import PlantConfig, plant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Draw:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """How many samples."""
     out: Path
-    """A folder for pictures (000000.png, ...), or a path ending in .npz for pyramid arrays."""
+    """A folder for pictures (000000.png, ...), one picture of all levels (.png), or pyramid arrays (.npz)."""
     levels: str = "finest"
     """finest, or all: a folder a level."""
     weights: str = "best"
@@ -63,10 +64,12 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Measure a run's generator against a source: the distance at every resolution, with its noise floor."""
+    """Measure a generator: its distance from real data at every resolution, the paper's assumptions."""
 
     run: Positional[Path]
-    """A run folder."""
+    """A run folder, or a planted target (.safetensors)."""
+    what: tuple[str, ...] = ()
+    """Which measurements: distance, fid, assumptions. By default the distance of a run, the assumptions of a target."""
     source: str | None = None
     """The real data; the run's own source where not given."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2048
@@ -75,7 +78,7 @@ class Measure:
     """best or last."""
     seed: int = 1
     fid: Path | None = None
-    """An Inception weights file (TorchScript) of your own: adds FID and KID. Needs pip install 'forwardsr[fid]'."""
+    """The TorchScript file of an Inception network of your own: adds FID and KID. Needs pip install 'forwardsr[fid]'."""
     json: bool = False
     """Print JSON for other programs instead of a table."""
 
@@ -83,7 +86,7 @@ class Measure:
         """Run the command."""
         from forwardsr.measuring import measure
 
-        results = measure(self.run, self.source, self.n, self.weights, self.seed, self.fid, console)
+        results = measure(self.run, self.source, self.what, self.n, self.weights, self.seed, self.fid)
         if self.json:
             print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
         else:
@@ -112,15 +115,34 @@ class Report:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plant(PlantConfig):
+    """Draw a target network G* that satisfies the paper's assumptions, or violates one by a chosen amount."""
+
+    out: Path
+    """The network's file, ending in .safetensors; give it to learn as SOURCE."""
+
+    def main(self, console: Console, command: str) -> int:
+        """Run the command."""
+        if self.out.suffix != ".safetensors":
+            raise UserError(f"--out {self.out}: name a file ending in .safetensors")
+        target = plant(PlantConfig(**{f.name: getattr(self, f.name) for f in fields(PlantConfig)}))
+        target.save(self.out, {"command": command})
+        sizes = ", ".join(f"{k} patches of {m} channels" for (k, _), m in zip(target.shapes, target.channels))
+        console.print(f"{self.out}: {len(target.shapes)} levels ({sizes}), latent of {target.latent_dim}")
+        return 0
+
+
 Command = (
     Annotated[Learn, subcommand("learn")]
+    | Annotated[Plant, subcommand("plant")]
     | Annotated[Draw, subcommand("draw")]
     | Annotated[Measure, subcommand("measure")]
     | Annotated[Report, subcommand("report")]
 )
 
 
-def parse(arguments: Sequence[str]) -> Learn | Draw | Measure | Report:
+def parse(arguments: Sequence[str]) -> Learn | Plant | Draw | Measure | Report:
     """Read the arguments. Raises :class:`UserError` with tyro's message on one line; exits for ``--help``."""
     said = io.StringIO()
     try:
@@ -147,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"forwardsr {__version__}")
             return 0
         command = parse(arguments)
-        printed = Console(highlight=False) if not isinstance(command, Learn) else console
+        # Tables are laid out for a wide page where no terminal says how wide it is.
+        wide = None if sys.stdout.isatty() else 132
+        printed = console if isinstance(command, Learn) else Console(highlight=False, width=wide)
         return command.main(printed, "forwardsr " + shlex.join(arguments))
     except UserError as error:
         print(f"forwardsr: {error}", file=sys.stderr)

@@ -12,15 +12,17 @@ from rich.console import Console
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.errors import UserError
 from forwardsr.generators import load_generator
-from forwardsr.report.figures import grid, save_png
+from forwardsr.report.figures import grid, pyramid_strip, save_png
 
 BATCH = 512
+COLUMNS = 12  # of the one picture
 
 
 def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, console: Console) -> None:
-    """Draw ``n`` samples of the Run at ``path`` to ``out``: a folder of pictures, or an ``.npz`` of pyramid arrays.
+    """Draw ``n`` samples of the Run at ``path`` to ``out``: a folder of pictures, one ``.png``, or an ``.npz`` of arrays.
 
-    ``levels``: ``finest``, or ``all`` for a folder a level (arrays always hold all). Raises :class:`UserError`.
+    ``levels``: ``finest``, or ``all`` for a folder a level. One picture shows all levels, a sample a column, level under
+    level; arrays hold all levels. Raises :class:`UserError`.
     """
     if n < 1:
         raise UserError(f"-n {n}: must be at least 1")
@@ -31,6 +33,10 @@ def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, co
     try:
         if out.suffix == ".npz":
             _arrays(model.sample(n, generator), out)
+            console.print(f"{n} samples at {', '.join(map(str, model.sides))} px: {out}")
+            return
+        if out.suffix == ".png":
+            save_png(pyramid_strip(model.sample(n, generator), min(n, COLUMNS)), out)
             console.print(f"{n} samples at {', '.join(map(str, model.sides))} px: {out}")
             return
         for start in range(0, n, BATCH):

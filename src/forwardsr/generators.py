@@ -1,4 +1,4 @@
-"""A generator from a file: a Run's weights, or a planted target."""
+"""A generator from disk: a Run's weights, or a planted target."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from safetensors import safe_open
 from forwardsr.errors import UserError
 from forwardsr.learn.joint import load_network
 from forwardsr.model.deconv_generator import DeconvGenerator
+from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.run import Run
 
 
@@ -28,3 +29,10 @@ def load_generator(path: Path, weights: str = "best") -> DeconvGenerator:
         return load_network(tensors, metadata)
     except (KeyError, ValueError, RuntimeError):
         raise UserError(f"{path / name}: not a network of this package; train the run again") from None
+
+
+def load_target(path: Path) -> PatchGenerator:
+    """A planted target's network. Raises :class:`UserError` where ``path`` is none."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `forwardsr plant --out {path}` draws a target")
+    return PatchGenerator.load(path)

@@ -34,6 +34,7 @@ WALKS, STOPS = 4, 16  # latent interpolations: rows and columns
 PROBE = 1024  # images a distance is taken of while training
 FINAL = 2048  # and at the end
 COLLAPSED = 0.9  # MS-SSIM of random pairs: above it they are one picture
+CROWDED = 0.5  # distance to the nearest other sample, of the real one: below it they repeat themselves
 FALLEN = 1.0  # a rise of the score (a logarithm of distance over floor) above the best, worth an alarm
 DEFAULT_BUDGET = "20m"
 
@@ -254,6 +255,11 @@ def alarms(distance: Distance, best: float | None) -> list[str]:
         f"the {side} px samples have collapsed: two random ones agree to {value:.2f} (MS-SSIM; real ones to {real:.2f})"
         for side, value, real in zip(distance.sides, distance.diversity, distance.real_diversity)
         if value > COLLAPSED > real
+    ]
+    found += [
+        f"the {side} px samples are few pictures over and over: each has another {value / real:.2f} times as near as real ones"
+        for side, value, real in zip(distance.sides, distance.spacing, distance.real_spacing)
+        if value < CROWDED * real
     ]
     if best is not None and distance.score() > best + FALLEN:
         found.append(f"the score has risen from {best:.2f} to {distance.score():.2f}; the best weights are kept")

@@ -27,11 +27,10 @@ probabilities, normal for means, Student's over groups of samples for sigma_min 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.table import Table
@@ -146,9 +145,9 @@ class AssumptionAudit:
             table.add_row("", "implied", implied, end_section=True)
         return table
 
-    def to_json(self) -> str:
-        """The audit as JSON: ``n``, ``holds``, ``rows``, ``levels``, ``settings``."""
-        return json.dumps(asdict(self) | {"holds": self.holds}, indent=1)
+    def to_json(self) -> dict[str, Any]:
+        """The audit as values that JSON can hold: ``n``, ``holds``, ``rows``, ``levels``, ``settings``."""
+        return asdict(self) | {"holds": self.holds}
 
 
 @torch.no_grad()

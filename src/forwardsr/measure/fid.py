@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
+from rich.table import Table
 from torch import Tensor, nn
 
 from forwardsr.errors import UserError
@@ -34,6 +35,18 @@ class FeatureDistances:
     kid_sd: float
     n: int
     n_real: int
+
+    def table(self) -> Table:
+        """The numbers as a table for a terminal."""
+        table = Table(title=f"FID and KID of {self.n:,} generated and {self.n_real:,} real images (lower is better)")
+        for heading in ("FID", "KID x 1,000", "its standard deviation over subsets"):
+            table.add_column(heading, justify="right")
+        table.add_row(f"{self.fid:.2f}", f"{1000 * self.kid:.2f}", f"{1000 * self.kid_sd:.2f}")
+        return table
+
+    def to_json(self) -> dict[str, float]:
+        """The numbers by name."""
+        return asdict(self)
 
 
 class _Features(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,4 +28,8 @@ class LayeredGenerator(Protocol):
 
     def render(self, hidden: Sequence[Tensor]) -> Pyramid:
         """The images ``[X_1, ..., X_L]``, each a linear (or affine) function of its own hidden layer."""
+        ...
+
+    def sample(self, n: int, generator: torch.Generator) -> Pyramid:
+        """``n`` fresh samples; all randomness comes from ``generator``."""
         ...
