@@ -35,6 +35,7 @@ PROBE = 1024  # images a distance is taken of while training
 FINAL = 2048  # and at the end
 COLLAPSED = 0.9  # MS-SSIM of random pairs: above it they are one picture
 CROWDED = 0.5  # distance to the nearest other sample, of the real one: below it they repeat themselves
+GRACE = 20_000  # images seen before samples are expected to differ
 FALLEN = 1.0  # a rise of the score (a logarithm of distance over floor) above the best, worth an alarm
 DEFAULT_BUDGET = "20m"
 
@@ -244,13 +245,15 @@ class Observer:
             f"{images:>9,} images  score {score:.3f}{' (best so far)' if is_best else ''}  raw "
             + " ".join(f"{side}:{value:.0f}" for side, value in zip(distance.sides, distance.raw))
         )
-        for message in alarms(distance, None if best is None else best["score"]):
+        for message in alarms(distance, None if best is None else best["score"], images):
             self.run.log("alarm", step=step, message=message)
             self.console.print(f"alarm: {message}")
 
 
-def alarms(distance: Distance, best: float | None) -> list[str]:
-    """What is wrong with the samples, if anything."""
+def alarms(distance: Distance, best: float | None, images: int) -> list[str]:
+    """What is wrong with the samples, if anything: from :data:`GRACE` images on, all generators being alike before."""
+    if images < GRACE:
+        return []
     found = [
         f"the {side} px samples have collapsed: two random ones agree to {value:.2f} (MS-SSIM; real ones to {real:.2f})"
         for side, value, real in zip(distance.sides, distance.diversity, distance.real_diversity)
