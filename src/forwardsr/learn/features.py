@@ -1,0 +1,223 @@
+r"""W from samples, exactly where there is no noise: what takes the place of Algorithm 1 in the ``efficient`` learner.
+
+A patch is :math:`x = W s` with sparse :math:`s \ge 0`. For every channel r, most samples have :math:`s_r = 0`, and those lie
+in the hyperplane :math:`\langle u_r, x\rangle = 0` with :math:`u_r` the r-th row of :math:`W^{-1}` (within the signal
+subspace; :math:`u_r = W_r` where W is orthonormal). So the rows are the solution of the estimating equations
+
+.. math:: E\bigl[\psi_r(\langle u_r, x\rangle)\, \langle u_q, x\rangle\bigr] = 0 \quad (q \ne r), \qquad
+          \psi_r(s) = s\, 1[|s| \le \tau_r],
+
+and :math:`\tau_r` is a few times the cross-talk that the last step corrected, or four standard deviations of the noise where
+that is more. Each step solves the linearised equations with :math:`E[s s^T]` for a Jacobian. Without noise the error falls with
+the square of :math:`\tau` down to rounding (six steps). With noise every sample in which r is silent counts, so
+the error is near sigma sqrt(m / n E[s_q^2]), the Cramér-Rao bound; averaging only the samples in which a channel is alone (a few
+percent) loses a factor of three. The rows need no orthonormality of W; where the result is orthonormal within its error, the nearest
+orthonormal matrix halves the variance once more.
+
+A mixture of two channels is never a solution that passes :func:`audit`: a channel's coordinate is non-negative and often zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from forwardsr.errors import UserError
+from forwardsr.learn.stream import Stream
+from forwardsr.learn.warm_start import cumulant_warm_start
+
+_START = 0.25  # the first slab's half width, in sizes of an active channel: ten times the cross-talk of a warm start
+_WIDTH = 6.0  # later half widths, in largest cross-talks just corrected: those left are smaller, and s has a tail
+_ROUNDS = 30  # rounds of refinement at most: 5 to 10 suffice
+_EXACT = 1e-5  # noise below this share of the patch r.m.s. is rounding
+_FEW = 10_000  # samples that suffice without noise: the equations are then exact
+_WARM = 5_000  # samples for the warm start: an error of 0.025 a column, a tenth of what refinement needs
+
+
+@dataclass
+class Features:
+    """What is known of one level's output layer: ``W (k, d, m)``, its decoder ``(k, m, d)``, and the noise of a number of x.
+
+    ``threshold (k,)``: a decoded channel below it counts as silent. ``rms``: of one patch (all its numbers together).
+    ``warm``: the columns before refinement. ``bad (k, m)``: channels that :func:`audit` rejects.
+    """
+
+    W: Tensor
+    noise: Tensor
+    rms: Tensor
+    warm: Tensor
+    bad: Tensor
+    samples: int
+
+    @property
+    def decoder(self) -> Float[Tensor, "k m d"]:
+        """The pseudo-inverse of W."""
+        return torch.linalg.pinv(self.W.double()).to(self.W.dtype)
+
+    @property
+    def decoded_noise(self) -> Float[Tensor, "k m"]:
+        """Standard deviation of the noise of a decoded channel."""
+        return self.noise[:, None] * torch.linalg.pinv(self.W.double()).norm(dim=2).to(self.W.dtype)
+
+    @property
+    def threshold(self) -> Float[Tensor, "k m"]:
+        """4.5 standard deviations of noise (a silent channel exceeds it once in 300,000 samples), or 10 times rounding."""
+        return torch.maximum(4.5 * self.decoded_noise, (10 * _EXACT * self.rms)[:, None] / self.W.shape[2] ** 0.5)
+
+
+def learn_features(stream: Stream, level: int, m: int, n: int, generator: torch.Generator, salt: int) -> Features:
+    """W of one level (0-based) from ``n`` samples, in two passes over them: the signal subspace, then the features inside it.
+
+    Raises ``UserError`` where patches are narrower than ``m``, samples too few, or channels dead.
+    """
+    k, d = stream.sizes[level]
+    n = stream.available(n)
+    _check_sizes(stream, level, m, n)
+    basis, rms, exact = _subspace(stream, level, m, n, salt)
+    n = min(n, max(_FEW, 100 * m)) if exact else n
+    y = torch.empty(k, m, n)
+    residual, seen = torch.zeros(k, dtype=torch.float64), 0
+    for chunk in stream.chunks(n, level + 1, salt):
+        x = chunk[level]
+        inside = basis.mT @ x.mT
+        residual += (x.mT - basis @ inside).square().sum((1, 2))
+        y[:, :, seen : seen + x.shape[1]] = inside
+        seen += x.shape[1]
+    noise = (residual / (n * max(1, d - m))).sqrt().float()
+    noise = torch.where(noise * d**0.5 < _EXACT * rms, torch.zeros_like(noise), noise)
+    start = cumulant_warm_start(y[:, :, : max(_WARM, 100 * m)].permute(2, 0, 1), m, generator)
+    columns = refine(y, start, noise)
+    bad = audit(y, columns, noise)
+    for attempt in range(2):
+        again = bad.any(1).nonzero()[:, 0]
+        if not len(again):
+            break
+        more = y[again][:, :, -4 * (attempt + 1) * max(_WARM, 100 * m) :]
+        fresh = refine(y[again], cumulant_warm_start(more.permute(2, 0, 1), m, generator), noise[again])
+        verdict = audit(y[again], fresh, noise[again])
+        better = verdict.sum(1) < bad[again].sum(1)
+        columns[again[better]], bad[again[better]] = fresh[better], verdict[better]
+    columns = _orthonormal_where_consistent(y, columns, noise)
+    return Features((basis @ columns.float()), noise, rms, basis @ start, bad, n)
+
+
+def _check_sizes(stream: Stream, level: int, m: int, n: int) -> None:
+    d, name = stream.sizes[level][1], stream.source.name
+    if m > d:
+        raise UserError(
+            f"{name}: level {level + 1} has patches of {d} numbers, too few for {m} channels; ask for {d} or fewer"
+        )
+    if n < 50 * m:
+        raise UserError(
+            f"{name}: {n} samples are too few for {m} channels; {50 * m} are needed, so that each is active in a few"
+        )
+
+
+def _subspace(stream: Stream, level: int, m: int, n: int, salt: int) -> tuple[Tensor, Tensor, bool]:
+    """The top m eigenvectors of every patch's second moment, the patch r.m.s., and whether all else is rounding.
+
+    Where it is, a few thousand samples give the subspace exactly, and no more are read.
+    """
+    k, d = stream.sizes[level]
+    enough = max(4096, 40 * m)
+    moment = torch.zeros(k, d, d, dtype=torch.float64)
+    seen, exact = 0, False
+    for chunk in stream.chunks(n, level + 1, salt):
+        x = chunk[level]
+        first = seen < enough
+        x = x.double() if first else x
+        moment += x.mT @ x
+        seen += x.shape[1]
+        if first and seen >= enough:
+            values, vectors = torch.linalg.eigh(moment)
+            basis = vectors[:, :, d - m :]
+            outside = (x.mT - basis @ (basis.mT @ x.mT)).square().sum((1, 2)) / x.shape[1]
+            exact = bool((outside < (_EXACT * _EXACT) * values.sum(1) / seen).all())
+            if exact:
+                break
+    values, vectors = torch.linalg.eigh(moment / seen)
+    _check_channels(stream, level, m, values, seen)
+    return vectors[:, :, d - m :].float(), values.sum(1).sqrt().float(), exact
+
+
+def _check_channels(stream: Stream, level: int, m: int, values: Tensor, seen: int) -> None:
+    name, d = stream.source.name, values.shape[1]
+    if not bool(values[:, -1].max() > 0):
+        raise UserError(f"{name}: level {level + 1} is zero in all of {seen} samples; there is nothing to learn")
+    rank = (values[:, d - m :] > 1e-10 * values[:, -1:]).sum(1)
+    if bool((rank < m).any()):
+        patch = int((rank < m).nonzero()[0, 0])
+        raise UserError(
+            f"{name}: level {level + 1}, patch {patch} shows {int(rank[patch])} directions in {seen} samples, not {m} channels; "
+            f"the others are dead: ask for fewer channels"
+        )
+
+
+def refine(
+    y: Float[Tensor, "k m n"], columns: Float[Tensor, "k m m"], noise: Float[Tensor, " k"]
+) -> Float[Tensor, "k m m"]:
+    """Solve the estimating equations of the module's head from ``columns``; unit columns of W (float64) in the coordinates of y.
+
+    ``noise``: standard deviation of the noise in one number of ``y``.
+    """
+    k, m, n = y.shape
+    block = max(1, 2**25 // (m * n))
+    parts = [slice(i, i + block) for i in range(0, k, block)]
+    return torch.cat([_refine(y[part], columns[part], noise[part]) for part in parts])
+
+
+def _refine(y: Tensor, columns: Tensor, noise: Tensor) -> Tensor:
+    m, n = y.shape[1:]
+    W, eye = columns.double(), torch.eye(columns.shape[2], dtype=torch.float64)
+    off = 1 - eye
+    cross_talk = torch.full((len(y), m, 1), _START)
+    last = float("inf")
+    for _ in range(_ROUNDS):
+        inverse = torch.linalg.pinv(W)
+        s = inverse.float() @ y
+        size = (s.square().mean(2) / s.abs().mean(2).clamp_min(1e-30)).amax(1)[:, None, None]  # of an active channel
+        slab = s.abs() <= torch.maximum(cross_talk * size, _half_width(inverse, noise)[:, :, None])
+        cross = ((s * slab) @ s.mT).double() / n
+        second = (s @ s.mT).double() / n
+        share = slab.float().mean(2).double().clamp_min(0.1)
+        # For row r: H without its r-th row and column. The share of silent samples turns its mean into one over the slab.
+        H = second[:, None] * off[:, :, None] * off[:, None, :] + torch.diag_embed(eye)
+        step = torch.linalg.solve(H, (cross * off / share[:, :, None])[..., None])[..., 0]
+        W = torch.linalg.pinv(inverse - step @ inverse)
+        W = W / W.norm(dim=1, keepdim=True)
+        change = float(step.abs().max())
+        if change < 1e-7 or (change < 1e-3 and change > last / 2):
+            break
+        last, cross_talk = change, (_WIDTH * step.abs().amax(2, keepdim=True).float()).clamp(1e-7, _START)
+    return W
+
+
+def _half_width(inverse: Tensor, noise: Tensor) -> Tensor:
+    """Where a silent channel may lie by noise or rounding alone: ``(k, m)``."""
+    return 4 * noise[:, None] * inverse.norm(dim=2).float()
+
+
+def audit(
+    y: Float[Tensor, "k m n"], columns: Float[Tensor, "k m m"], noise: Float[Tensor, " k"]
+) -> Bool[Tensor, "k m"]:
+    """Channels that are no channels: silent, negative more than once in ten active samples, or repeated (cosine above 1/2)."""
+    inverse = torch.linalg.pinv(columns)
+    s = inverse.float() @ y
+    level = 1.5 * _half_width(inverse, noise)[:, :, None] + 1e-3 * s.square().mean(2, keepdim=True).sqrt()
+    above, below = (s > level).sum(2), (s < -level).sum(2)
+    twins = ((columns.mT @ columns).abs() - torch.eye(columns.shape[2], dtype=columns.dtype)).amax(1) > 0.5
+    return (above < 3) | (below * 10 > above) | twins
+
+
+def _orthonormal_where_consistent(y: Tensor, columns: Tensor, noise: Tensor) -> Tensor:
+    """The nearest orthonormal columns in the patches where noise alone explains the distance to them."""
+    s = torch.linalg.pinv(columns).float() @ y
+    energy = s.square().mean(2).double() - noise[:, None].double().square()
+    error = noise[:, None, None].double() / (energy.clamp_min(1e-12)[:, None, :] * y.shape[2]).sqrt()
+    off = columns.mT @ columns - torch.eye(columns.shape[2], dtype=columns.dtype)
+    z = (off.square() / (error.square() + error.mT.square() + 1e-12)).mean((1, 2))
+    u, _, vh = torch.linalg.svd(columns)
+    return torch.where(((z < 2) & (noise > 0))[:, None, None], u @ vh, columns)
