@@ -92,12 +92,13 @@ class PlantConfig:
 
     def __post_init__(self) -> None:
         levels = len(self.patches)
+        if not 1 <= levels <= 4 or min(self.patches) < 1:
+            raise UserError("--patches: give 1 to 4 positive numbers, patches per level")
+        if len(self.channels) not in (1, levels) or min(self.channels) < 1:
+            raise UserError("--channels: give one positive number, or one per level")
         low, high = self.p
         checks = (
-            (1 <= levels <= 4 and min(self.patches, default=0) >= 1, "--patches: give 1 to 4 positive numbers"),
-            (len(self.channels) in (1, levels), "--channels: give one number, or one per level"),
-            (min(self.channels, default=0) >= 1, "--channels: must be positive"),
-            (max(self.channels, default=0) <= self.d, f"--d {self.d}: patches are narrower than channels; raise --d"),
+            (max(self.channels) <= self.d, f"--d {self.d}: patches are narrower than channels; raise --d"),
             (0 < low <= high < 0.5, "--p: give a band 0 < low <= high < 0.5"),
             (self.parents >= 1, "--parents: must be positive"),
             (
@@ -208,7 +209,7 @@ def _band(config: PlantConfig) -> tuple[float, float]:
     if config.violate == "density":
         return 0.8 * config.amount, config.amount
     if config.violate == "anti-concentration":  # the last level adds up two parents' probabilities
-        return 0.4 * config.p[1], 0.5 * config.p[1]
+        return config.p[0], 1.1 * config.p[0]
     return config.p
 
 
@@ -312,7 +313,8 @@ def _deal(
     if config.features == "photographs" and square and count == 1 and m_below == m_l and config.graph == "nearest":
         side, at = math.isqrt(d_l), torch.arange(d_l)
         quadrant = 2 * (at // side % 2) + at % side % 2
-        return matching_parents(W[l - 1][graph[:, 0]], W[l], quadrant, _side(config.d) or 0).argsort(1)[:, None], label
+        source = matching_parents(W[l - 1][graph[:, 0]], W[l], quadrant, _side(config.d) or 0)
+        return source.argsort(1)[:, None], torch.arange(m_l).expand(d_l, -1)
     if count > 1 and m_below >= m_l:
         group = torch.randperm(m_below, generator=generator) % m_l
         place = torch.rand(d_l, m_l, generator=generator).argsort(1)
