@@ -189,7 +189,7 @@ def _refine(y: Tensor, columns: Tensor, noise: Tensor) -> Tensor:
         W = torch.linalg.pinv(inverse - step @ inverse)
         W = W / W.norm(dim=1, keepdim=True)
         change = float(step.abs().max())
-        if change < 1e-7 or (change < 1e-3 and change > last / 2):
+        if change < 1e-7 or (change < 1e-4 and change > 0.7 * last):
             break
         last, cross_talk = change, (_WIDTH * step.abs().amax(2, keepdim=True).float()).clamp(1e-7, _START)
     return W
