@@ -164,8 +164,13 @@ class Run:
 
     def log(self, kind: str, **values: Any) -> None:
         """Append one line to the log; ``kind`` tells lines apart (train, distance, alarm, note, end)."""
-        with self.log_path.open("a") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
+        try:
+            with self.log_path.open("a") as file:
+                file.write(json.dumps({"kind": kind, **values}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.log_path}: cannot be written ({error.strerror}); make room and repeat the command"
+            ) from None
 
     def lines(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The log's lines, all or those of one kind. A last line cut short by a kill is left out."""
