@@ -10,8 +10,11 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
-# The main job on the built-in photographs: train, then write the report and say where it is.
+# The main jobs: the theorem on a planted target, then a generator of the built-in photographs. Each says where its report is.
 learn: $(VENV)/.done
+	mkdir -p runs
+	test -f runs/target.safetensors || $(BIN)/forwardsr plant --out runs/target.safetensors
+	$(BIN)/forwardsr learn runs/target.safetensors --method minmax --out runs/theorem
 	$(BIN)/forwardsr learn photos --method joint --resolution 32 --budget 150s --out runs/photos
 
 check: $(VENV)/.done

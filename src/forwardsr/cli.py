@@ -43,7 +43,7 @@ class Draw:
     """Draw samples: pictures of the finest level, of all levels, or arrays."""
 
     run: Positional[Path]
-    """A run folder."""
+    """A run folder, or a network (.safetensors)."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """How many samples."""
     out: Path
@@ -96,6 +96,32 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Certify:
+    """Hold a learned network against its planted target: Theorem 5.1 and every lemma; or, without a target, against data."""
+
+    run: Positional[Path]
+    """The run folder of `learn --method minmax`, or a network (.safetensors)."""
+    target: Path | None = None
+    """The planted target (.safetensors). Without it every discriminator's moments are compared on the run's source."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10_000
+    """Fresh latents (with a target) or held-out samples (without)."""
+    seed: int = 1
+    json: bool = False
+    """Print JSON for other programs instead of a table."""
+
+    def main(self, console: Console, command: str) -> int:
+        """Run the command."""
+        from forwardsr.learning_minmax import certificate
+
+        result = certificate(self.run, self.target, self.n, self.seed)
+        if self.json:
+            print(json.dumps(result.to_json(), indent=2))
+        else:
+            console.print(result.table())
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write one self-contained page about one run or several."""
 
@@ -138,11 +164,12 @@ Command = (
     | Annotated[Plant, subcommand("plant")]
     | Annotated[Draw, subcommand("draw")]
     | Annotated[Measure, subcommand("measure")]
+    | Annotated[Certify, subcommand("certify")]
     | Annotated[Report, subcommand("report")]
 )
 
 
-def parse(arguments: Sequence[str]) -> Learn | Plant | Draw | Measure | Report:
+def parse(arguments: Sequence[str]) -> Learn | Plant | Draw | Measure | Certify | Report:
     """Read the arguments. Raises :class:`UserError` with tyro's message on one line; exits for ``--help``."""
     said = io.StringIO()
     try:

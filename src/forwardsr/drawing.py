@@ -1,4 +1,4 @@
-"""``draw``: samples of a Run's generator as pictures or arrays."""
+"""``draw``: samples of a generator as pictures or arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = 12  # of the one picture
 
 
 def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, console: Console) -> None:
-    """Draw ``n`` samples of the Run at ``path`` to ``out``: a folder of pictures, one ``.png``, or an ``.npz`` of arrays.
+    """Draw ``n`` samples of the Run or network at ``path`` to ``out``: pictures in a folder, one ``.png``, or an ``.npz``.
 
     ``levels``: ``finest``, or ``all`` for a folder a level. One picture shows all levels, a sample a column, level under
     level; arrays hold all levels. Raises :class:`UserError`.
@@ -33,18 +33,16 @@ def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, co
     try:
         if out.suffix == ".npz":
             _arrays(model.sample(n, generator), out)
-            console.print(f"{n} samples at {', '.join(map(str, model.sides))} px: {out}")
+            console.print(f"{n} samples: {out}")
             return
         if out.suffix == ".png":
-            save_png(pyramid_strip(model.sample(n, generator), min(n, COLUMNS)), out)
-            console.print(f"{n} samples at {', '.join(map(str, model.sides))} px: {out}")
+            save_png(pyramid_strip(pictures(model.sample(n, generator)), min(n, COLUMNS)), out)
+            console.print(f"{n} samples, all levels: {out}")
             return
         for start in range(0, n, BATCH):
-            pyramid = model.sample(min(BATCH, n - start), generator)
-            for side, images in zip(model.sides, pyramid):
-                if levels == "finest" and side != model.sides[-1]:
-                    continue
-                folder = out / f"{side:03d}" if levels == "all" else out
+            pyramid = pictures(model.sample(min(BATCH, n - start), generator))
+            for images in pyramid if levels == "all" else [pyramid[-1]]:
+                folder = out / f"{images.shape[-1]:03d}" if levels == "all" else out
                 folder.mkdir(parents=True, exist_ok=True)
                 for i in range(len(images)):
                     save_png(grid(images[i : i + 1], 1), folder / f"{start + i:06d}.png")
@@ -53,8 +51,25 @@ def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, co
     console.print(f"{n} pictures: {out}{os.sep}")
 
 
+def pictures(pyramid: Pyramid) -> Pyramid:
+    """The image form, about [-1, 1]: patches are folded as three channels (one where they are no colours) and scaled.
+
+    Raises :class:`UserError` where the patches make no square images.
+    """
+    if pyramid.is_image:
+        return pyramid
+    for channels in (3, 1):
+        try:
+            folded = pyramid.fold(channels)
+        except ValueError:
+            continue
+        scale = max(float(x.abs().flatten().kthvalue(max(1, round(0.999 * x.numel()))).values) for x in folded) or 1.0
+        return Pyramid([x / scale for x in folded])
+    raise UserError("these patches make no square images; draw arrays, with --out samples.npz")
+
+
 def _arrays(pyramid: Pyramid, out: Path) -> None:
-    """``x1 .. xL`` in the pyramid-array format: patches of 6 x 6 where the sides allow it, else of the coarsest side."""
+    """``x1 .. xL`` in the pyramid-array format: images in patches of 6 x 6 where the sides allow it, else of half the coarsest."""
     coarsest = pyramid[0].shape[-1]
     patches = pyramid.unfold(6 if coarsest % 6 == 0 else coarsest // 2)
     temporary = out.with_name(f".{out.name}.tmp.npz")

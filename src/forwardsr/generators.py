@@ -1,4 +1,4 @@
-"""A generator from disk: a Run's weights, or a planted target."""
+"""A generator from disk: a Run's weights, of either family, or a planted target."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.run import Run
 
 
-def load_generator(path: Path, weights: str = "best") -> DeconvGenerator:
-    """The generator of a Run: its ``best`` weights (the last where it has no best), or its ``last`` ones.
+def load_generator(path: Path, weights: str = "best") -> DeconvGenerator | PatchGenerator:
+    """The generator of a Run, or of a network file (``.safetensors``).
 
-    Raises :class:`UserError` where ``path`` is no Run, or has no weights yet.
+    ``weights``: of a Run, its ``best`` (the last where it keeps no best) or its ``last``. Raises :class:`UserError` where
+    ``path`` is neither, or has no weights yet.
     """
+    if path.suffix == ".safetensors":
+        return load_target(path)
     run = Run.read(path)
     if weights not in ("best", "last"):
         raise UserError(f"--weights {weights}: say best or last")
@@ -25,6 +28,8 @@ def load_generator(path: Path, weights: str = "best") -> DeconvGenerator:
     tensors = run.load_weights(name)
     with safe_open(path / name, "pt") as file:
         metadata = file.metadata() or {}
+    if metadata.get("family") != "deconv":
+        return PatchGenerator.load(path / name)
     try:
         return load_network(tensors, metadata)
     except (KeyError, ValueError, RuntimeError):

@@ -21,13 +21,14 @@ from forwardsr.learn.adversarial import LOSSES
 from forwardsr.learn.budget import Budget, seconds
 from forwardsr.learn.joint import JointConfig, JointLearner, draw_levels, network_metadata
 from forwardsr.learn.loop import Diverged, train
+from forwardsr.learn.minmax import MinmaxConfig
 from forwardsr.measure.distance import Distance, Reference
 from forwardsr.model.deconv_generator import pyramid_sides
 from forwardsr.report.figures import grid, save_png
 from forwardsr.report.page import write_report
 from forwardsr.run import Run
 
-METHODS = ("joint",)
+METHODS = ("joint", "minmax")
 FIXED_LATENTS = 32  # shown at every report, in two rows
 LATENT_SEED = 20210604
 WALKS, STOPS = 4, 16  # latent interpolations: rows and columns
@@ -44,19 +45,19 @@ FREE = frozenset({"budget", "steps", "images", "report_images", "checkpoint", "d
 
 
 @dataclass(frozen=True)
-class LearnConfig(JointConfig):
-    """All settings of ``learn``."""
+class LearnConfig(JointConfig, MinmaxConfig):
+    """All settings of ``learn``: those of the source and the run here, those of each method inherited."""
 
     source: str = "photos"
     """An image folder or .zip, pyramid arrays (.npz or a folder of .npy), a planted target, or a name: photos, digits."""
     method: str = "joint"
-    """The learner: joint."""
+    """The learner: joint (Figure 1's network, all levels together) or minmax (Algorithm 4, for patches)."""
     resolution: int = 64
     """Side of the finest images: 16, 32, 64, 128 or 256 (8 times a power of two)."""
     base: int = 8
     """Side of the coarsest images; the resolution must be base times a power of two."""
-    channels: int = 3
-    """3 for colour, 1 for grey."""
+    channels: str | None = None
+    """joint: 3 for colour (the default) or 1 for grey. minmax: channels a patch at every level, m1,m2,..."""
     fit: Literal["crop", "pad"] = "crop"
     """How pictures that are not square become so: crop (the centre) or pad."""
     skip_bad: bool = False
@@ -80,6 +81,11 @@ def learn(config: LearnConfig, out: Path, console: Console, command: str = "") -
 
     Raises :class:`UserError` for bad settings or input. Returns 0, or 128 + a signal's number after saving.
     """
+    if config.method == "minmax":
+        from forwardsr.learning_minmax import learn_theorem
+
+        chosen = MinmaxConfig(**{f.name: getattr(config, f.name) for f in fields(MinmaxConfig)})
+        return learn_theorem(config.source, config.channels, chosen, config.seed, out, console, command)
     validate(config)
     limits = Budget(
         seconds(config.budget) if config.budget is not None
@@ -89,7 +95,8 @@ def learn(config: LearnConfig, out: Path, console: Console, command: str = "") -
     )  # fmt: skip
     checkpoint_seconds = seconds(config.checkpoint, "--checkpoint")
     device = resolve_device(config.device)
-    settings = asdict(config) | {"command": command}
+    others = {f.name for f in fields(MinmaxConfig)}
+    settings = {key: value for key, value in asdict(config).items() if key not in others} | {"command": command}
     if config.precision == "auto":
         settings["precision"] = None
     made = Run.check(out, settings, FREE)
@@ -160,16 +167,23 @@ def validate(config: LearnConfig) -> None:
             raise UserError(f"--{name} {getattr(config, name)}: must be in [0, 1)")
 
 
+def image_channels(config: LearnConfig) -> int:
+    """1 or 3."""
+    if config.channels not in (None, "1", "3"):
+        raise UserError(f"--channels {config.channels}: images have 3 (colour) or 1 (grey)")
+    return int(config.channels or 3)
+
+
 def open_images_source(config: LearnConfig, console: Console) -> Source:
     """The source in image form, patch-form ones folded. Raises :class:`UserError`."""
     source = open_source(
         config.source, resolution=config.resolution, sides=pyramid_sides(config.resolution, config.base),
-        channels=config.channels, fit=config.fit, skip_bad=config.skip_bad, console=console,
+        channels=image_channels(config), fit=config.fit, skip_bad=config.skip_bad, console=console,
     )  # fmt: skip
     for note in getattr(source, "notes", []):
         console.print(f"note: {note}")
     if len(source.shapes[0]) == 2:
-        source = FoldedSource(source, config.channels)
+        source = FoldedSource(source, image_channels(config))
     sides = [shape[-1] for shape in source.shapes]
     try:
         if list(pyramid_sides(sides[-1], sides[0])) != sides:

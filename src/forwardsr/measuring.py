@@ -14,11 +14,12 @@ from rich.table import Table
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import FiniteSource, Source
 from forwardsr.errors import UserError
-from forwardsr.generators import load_generator, load_target
+from forwardsr.generators import load_generator
 from forwardsr.learning import LearnConfig, open_images_source
 from forwardsr.measure.assumptions import audit
 from forwardsr.measure.distance import Reference
 from forwardsr.measure.fid import feature_distances
+from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.protocol import LayeredGenerator
 from forwardsr.run import Run
 
@@ -50,6 +51,7 @@ class Subject:
             raise UserError("--source: a distance needs real data; name a source")
         names = {f.name for f in fields(LearnConfig)}
         kept = {key: value for key, value in settings.items() if key in names and key != "precision"}
+        kept["channels"] = None if kept.get("channels") is None else str(kept["channels"])
         config = LearnConfig(**kept | ({"source": self.source} if self.source else {}))
         return open_images_source(config, Console(stderr=True))
 
@@ -105,9 +107,8 @@ def measure(
     for name in what:
         if name not in MEASUREMENTS:
             raise UserError(f"--what {name}: no such measurement; say {', '.join(MEASUREMENTS)}")
-    if path.suffix == ".safetensors":
-        subject = Subject(load_target(path), None, source, n, seed, fid)
-    else:
-        subject = Subject(load_generator(path, weights), Run.read(path), source, n, seed, fid)
-    chosen = what or (["assumptions"] if subject.run is None else ["distance"]) + (["fid"] if fid else [])
+    run = None if path.suffix == ".safetensors" else Run.read(path)
+    subject = Subject(load_generator(path, weights), run, source, n, seed, fid)
+    theorem = isinstance(subject.generator, PatchGenerator)
+    chosen = what or (["assumptions"] if theorem else ["distance"]) + (["fid"] if fid else [])
     return {name: MEASUREMENTS[name](subject) for name in chosen}

@@ -209,17 +209,23 @@ class Run:
         with replacing(self.path / "checkpoint.pt") as temporary:
             torch.save({**state, "log_offset": offset}, temporary)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """Read ``checkpoint.pt`` and cut the log back to it; ``None`` where there is none yet."""
+    def load_state(self) -> dict[str, Any] | None:
+        """Read ``checkpoint.pt`` and change nothing; ``None`` where there is none yet."""
         file = self.path / "checkpoint.pt"
-        offset, state = 0, None
-        if file.exists():
-            try:
-                state = torch.load(file, weights_only=True, map_location="cpu")
-                offset = int(state.pop("log_offset"))
-            except Exception as error:  # a damaged zip or pickle raises any of a dozen types
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(f"{file}: damaged ({reason}); delete it to start this run again") from None
+        if not file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+            state["log_offset"] = int(state["log_offset"])
+        except Exception as error:  # a damaged zip or pickle raises any of a dozen types
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{file}: damaged ({reason}); delete it to start this run again") from None
+        return state
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read ``checkpoint.pt`` to go on from it: the log is cut back to it. ``None`` where there is none yet."""
+        state = self.load_state()
+        offset = 0 if state is None else state.pop("log_offset")
         if self.log_path.exists() and self.log_path.stat().st_size > offset:
             os.truncate(self.log_path, offset)
         return state
