@@ -15,7 +15,20 @@ from PIL import Image
 
 from forwardsr.cli import main
 
-TINY = ["--resolution", "16", "--width", "4", "--latent", "6", "--batch", "4", "--device", "cpu", "--precision", "float32"]
+TINY = [
+    "--resolution",
+    "16",
+    "--width",
+    "4",
+    "--latent",
+    "6",
+    "--batch",
+    "4",
+    "--device",
+    "cpu",
+    "--precision",
+    "float32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +82,9 @@ def test_learn_draw_measure_report(pictures: Path, tmp_path: Path, capsys: pytes
     assert "<html" in (tmp_path / "page.html").read_text()
 
 
-def test_a_run_is_not_continued_with_other_settings(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_continued_with_other_settings(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "run")
     assert main(["learn", str(pictures), *TINY, "--steps", "2", "--out", out]) == 0
     capsys.readouterr()
@@ -94,7 +109,9 @@ def test_a_kill_at_any_moment_loses_no_more_than_one_interval(pictures: Path, tm
         killed += process.wait() == -signal.SIGKILL
     assert killed >= 1
     assert main(disturbed) == 0
-    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["learner"] for name in ("calm", "killed")]
+    states = [
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["learner"] for name in ("calm", "killed")
+    ]
     for network in ("generator", "critic", "average"):
         for key, value in states[0][network].items():
             assert torch.equal(value, states[1][network][key]), key

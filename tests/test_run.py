@@ -68,9 +68,14 @@ def test_a_full_disk_is_said_and_the_old_checkpoint_stands(tmp_path: Path, monke
 def test_what_is_half_written_never_shows(tmp_path: Path) -> None:
     target = tmp_path / "x"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(target) as temporary:
-        temporary.write_text("new")
-        raise ZeroDivisionError
+
+    def interrupted() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

@@ -46,7 +46,9 @@ def learner(**settings: object) -> JointLearner:
 
 def run_for(path: Path, steps: int, made: JointLearner) -> int:
     run = Run.create(path, {"source": "pictures"}, frozenset())
-    code = train(made, run, Budget(steps=steps), lambda _: None, report_images=64, checkpoint_seconds=1e9, console=QUIET)
+    code = train(
+        made, run, Budget(steps=steps), lambda _: None, report_images=64, checkpoint_seconds=1e9, console=QUIET
+    )
     run.close()
     return code
 
