@@ -35,6 +35,10 @@ def test_the_theorem_end_to_end(
 ) -> None:
     for name in ("config.json", "log.jsonl", "model.safetensors", "checkpoint.pt", "certificate.json", "report.html"):
         assert (learned / name).is_file(), name
+    page = (learned / "report.html").read_text()
+    for title in ("Theorem 5.1", "Every lemma, measured", "Algorithm 4, stage by stage"):
+        assert title in page
+    assert "The log holds no training step" not in page
     capsys.readouterr()
     assert main(["certify", str(learned), "--target", str(target), "--json", "-n", "2000"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -93,6 +97,7 @@ def test_arrays_written_by_numpy_alone_are_learned(target: Path, tmp_path: Path)
     out = tmp_path / "run"
     assert main(["learn", str(samples), "--method", "minmax", "--channels", "8,8", "--out", str(out)]) == 0
     assert main(["certify", str(out), "--target", str(target), "-n", "1000"]) == 0
+    assert "Against held-out data" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

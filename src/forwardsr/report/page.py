@@ -14,6 +14,7 @@ from forwardsr.report.comparison import compare
 from forwardsr.report.film import film
 from forwardsr.report.sections import SECTIONS, Chapter, Section, duration, environment, flatten
 from forwardsr.report.story import Story, number, read_story
+from forwardsr.report.theorem import THEOREM
 from forwardsr.run import replacing
 
 _FILM_BYTES = 3_600_000  # all films of a page together; with everything else a page stays under about 6 MB
@@ -43,7 +44,10 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 def render(chapters: Sequence[Chapter]) -> str:
     """The page's HTML."""
     several = len(chapters) > 1
-    bodies: list[list[Section]] = [[s for make in SECTIONS if (s := make(chapter)) is not None] for chapter in chapters]
+    bodies: list[list[Section]] = [
+        [s for make in (SECTIONS[0], *THEOREM, *SECTIONS[1:]) if (s := make(chapter)) is not None]
+        for chapter in chapters
+    ]
     films = {c.index: [frame.uris for frame in c.film.frames] for c in chapters if c.film is not None}
     first = chapters[0].story
     title = " against ".join(c.story.name for c in chapters) if several else first.source

@@ -94,9 +94,11 @@ def samples(chapter: Chapter) -> Section:
     return Section("samples", "Generated beside real", parts().samples(shown, caption, real))
 
 
-def evolution(chapter: Chapter) -> Section:
+def evolution(chapter: Chapter) -> Section | None:
     """The film of the same latents through training."""
     film = chapter.film
+    if film is None and chapter.story.method == "minmax":  # Algorithm 4 has stages, not steps
+        return None
     if film is None:
         return Section("evolution", "Through training", parts().sentence("No samples were kept yet."))
     stops = [{"label": frame_label(f), "x": f.images if f.images is not None else f.step} for f in film.frames]
@@ -118,10 +120,12 @@ def walk(chapter: Chapter) -> Section | None:
     return Section("walk", "From one latent to the next", parts().walk(shown))
 
 
-def distances(chapter: Chapter) -> Section:
+def distances(chapter: Chapter) -> Section | None:
     """Distances and diversity of every level, in a table and through training, with the noise floor."""
     story = chapter.story
     title = "Distance to the real pictures"
+    if story.measured is None and chapter.story.method == "minmax":  # Algorithm 4 has stages, not steps
+        return None
     if story.measured is None:
         return Section(
             "distances", title, parts().sentence("No distance was measured yet: the first comes with a report.")
@@ -138,9 +142,11 @@ def distances(chapter: Chapter) -> Section:
     return Section("distances", title, parts().distances(table, rows, sizes))
 
 
-def training(chapter: Chapter) -> Section:
+def training(chapter: Chapter) -> Section | None:
     """Losses, speed, and every other number that the trainer logged."""
     lines = chapter.story.train
+    if not lines and chapter.story.method == "minmax":  # Algorithm 4 has stages, not steps
+        return None
     if not lines:
         return Section("curves", "Training curves", parts().sentence("The log holds no training step yet."))
     keys = [key for line in lines for key in line if key not in {"kind", "step", "images", "seconds"}]
