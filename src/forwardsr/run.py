@@ -180,7 +180,7 @@ class Run:
         for line in self.log_path.read_text().splitlines():
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
-        return [line for line in found if kind is None or line.get("kind") == kind]
+        return [line for line in found if isinstance(line, dict) and (kind is None or line.get("kind") == kind)]
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a small result beside the log."""
