@@ -125,6 +125,9 @@ class Convolutional:
     def render(self, hidden):
         return Pyramid(list(hidden))
 
+    def sample(self, n, generator):
+        return self.render(self.hidden(torch.randn(n, self.latent_dim, generator=generator)))
+
 
 def test_image_form_gives_the_same_numbers():
     g = plant(PlantConfig(**SMALL))
