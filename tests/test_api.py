@@ -19,3 +19,14 @@ def test_every_public_name_exists() -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, forwardsr; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_public_name_is_hidden_by_a_subpackage() -> None:
+    """Importing ``forwardsr.x`` sets the attribute ``x``: a function of that name would then be a module."""
+    code = (
+        "import forwardsr, types, pkgutil, importlib\n"
+        "for m in pkgutil.iter_modules(forwardsr.__path__):\n"
+        "    if m.name != '__main__': importlib.import_module('forwardsr.' + m.name)\n"
+        "assert not [n for n in forwardsr.__all__ if isinstance(getattr(forwardsr, n), types.ModuleType)]\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

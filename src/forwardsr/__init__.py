@@ -20,7 +20,7 @@ _HOMES = {
     "PatchGenerator": "forwardsr.model.patch_generator",
     "Critic": "forwardsr.model.critic",
     "LearnConfig": "forwardsr.learning",
-    "learn": "forwardsr.learning",
+    "fit": "forwardsr.learning",
     "load_generator": "forwardsr.generators",
     "Run": "forwardsr.run",
     "Reference": "forwardsr.measure.distance",
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from forwardsr.errors import UserError as UserError
     from forwardsr.generators import load_generator as load_generator
     from forwardsr.learning import LearnConfig as LearnConfig
-    from forwardsr.learning import learn as learn
+    from forwardsr.learning import fit as fit
     from forwardsr.measure.distance import Distance as Distance
     from forwardsr.measure.distance import Reference as Reference
     from forwardsr.model.critic import Critic as Critic

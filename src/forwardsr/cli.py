@@ -19,7 +19,7 @@ from tyro.conf import Positional, subcommand
 
 from forwardsr import __version__
 from forwardsr.errors import UserError
-from forwardsr.learning import LearnConfig, learn
+from forwardsr.learning import LearnConfig, fit
 from forwardsr.model.plant import PlantConfig, plant
 
 
@@ -35,7 +35,7 @@ class Learn(LearnConfig):
     def main(self, console: Console, command: str) -> int:
         """Run the command."""
         config = LearnConfig(**{f.name: getattr(self, f.name) for f in fields(LearnConfig)})
-        return learn(config, self.out, console, command)
+        return fit(config, self.out, console, command)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""``learn``: a source, a learner, a Run and its observations put together. This is what the command line calls."""
+"""``fit``: a source, a learner, a Run and its observations put together. This is what the command line calls."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class LearnConfig(JointConfig, MinmaxConfig):
     """Wall time from one checkpoint to the next."""
 
 
-def learn(config: LearnConfig, out: Path, console: Console, command: str = "") -> int:
+def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> int:
     """Learn ``config.source`` into the Run at ``out`` (or go on there); returns the exit code.
 
     Raises :class:`UserError` for bad settings or input. Returns 0, or 128 + a signal's number after saving.
