@@ -15,7 +15,7 @@ that is, one matrix product of the features (1, s) with (1, s, s^2):
   the sums above. Neither: :math:`n_{00}\, \varphi_2 / \Phi_2`. One active: the score :math:`\psi(g) = \partial_\rho \log
   \Phi((t_j - \rho g)/\sqrt{1 - \rho^2})` is replaced by its least-squares quadratic under the model's own density in that cell,
   which keeps the equation unbiased and loses under 0.01 % of the information. (Matching E[h h'] of the posterior means
-  h = E[g | s], the score at rho = 0, costs a factor 1.3 in error at rho = 0.5 and 4 at rho = -0.6.)
+  h = E[g | s], the score at rho = 0, is as good up to rho = 0.7, 7 % worse in error at 0.85, and knows its own error less well.)
 
 The Mehler series :math:`E[f(g) f'(g')] = \sum_k c_k(f)\, c_k(f')\, \rho^k` for thresholded functions serves the moment-matching
 learner and the tests. All tensors are float64.
@@ -23,6 +23,7 @@ learner and the tests. All tensors are float64.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -40,6 +41,7 @@ def _phi(x: Tensor) -> Tensor:
     return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
 
 
+@functools.cache
 def _legendre(nodes: int = _NODES) -> tuple[Tensor, Tensor]:
     x, w = np.polynomial.legendre.leggauss(nodes)
     return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
