@@ -6,10 +6,11 @@ samples,
 .. math:: \min_{v, b} \sum_{i:\ s^{(i)}_r > \tau} \bigl(s^{(i)}_r - \langle v, f^{(i)}\rangle + b\bigr)^2,
 
 is the minimiser of (D.7) once the inactive samples agree (:math:`\langle v, f\rangle \le b` where :math:`s_r = 0`). Where they
-do not (a parent that forbids the channel never shows while it is active), Gauss-Newton steps on
-:math:`\sum (s_r - (\langle v, f\rangle - b)_+)^2` bring them in: the active set is then that of the prediction. Decoded
-features carry noise of known variance, which is subtracted from the normal matrix (errors in variables), as it would bias v
-towards zero. Float32 products, float64 solves, and two rounds on the residual, which make the result exact to rounding.
+do not, Gauss-Newton steps on :math:`\sum (s_r - (\langle v, f\rangle - b)_+)^2` bring them in: the samples are then those
+*predicted* active. That adds those of a parent which forbids the channel (and so never shows while it is active), and drops those
+that only noise lifted over the threshold; choosing by the prediction does not bias, as choosing by the response does. Decoded
+inputs carry noise of known variance, which is subtracted from the normal matrix (errors in variables): it would pull v towards
+zero. Normal equations in float64.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_BLOCK = 2**24  # numbers of feature products held at once
 _ROUNDS = 6  # Gauss-Newton rounds at most
-_DISAGREE = 1e-3  # share of a channel's active count that may be predicted active while silent
+_CHANGED = 1e-3  # share of a channel's active samples; a change of fewer ends the rounds
 
 
 @dataclass
@@ -55,54 +55,46 @@ def regress(
 
 
 def _patch(inputs: Tensor, outputs: Tensor, threshold: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    # A last row of zeros stands for "no sample" where channels are active in fewer samples than the busiest.
     f = torch.cat([inputs, inputs.new_full((len(inputs), 1), -1.0)], 1)
-    heard = (inputs > 0).float()
-    variance = torch.cat([noise.double().square(), noise.new_zeros(1).double()])
-    active = outputs > threshold
+    f, y = (torch.cat([x, x.new_zeros(1, x.shape[1])]) for x in (f, outputs))
+    variance = torch.cat([noise.double().square(), torch.zeros(1, dtype=torch.float64)])
+    active = y > threshold
     count = active.sum(0).double().clamp_min(1)
-    rounds = torch.zeros(outputs.shape[1])
-    v = _solve(f, outputs, active, heard, variance)
+    rounds = torch.zeros(y.shape[1])
+    chosen, v = active.clone(), _solve(f, y, active, variance)
     for step in range(_ROUNDS):
-        prediction = f @ v.float().T
-        wrong = ((prediction > threshold) & ~active).sum(0) / count
-        again = wrong > _DISAGREE
+        predicted = f @ v.float().T > threshold
+        changed = (predicted != chosen).sum(0) / count
+        again = changed > (0 if step == 0 else _CHANGED)
         if not bool(again.any()):
             break
         rounds[again] = step + 1
-        v[again] = _solve(f, outputs[:, again], prediction[:, again] > 0, heard, variance)
+        chosen[:, again] = predicted[:, again]
+        v[again] = _solve(f, y[:, again], chosen[:, again], variance)
     prediction = f @ v.float().T
     wrong = ((prediction > threshold) & ~active).sum(0) / count
-    error = ((outputs - prediction).square() * active).sum(0) / (outputs.square() * active).sum(0).clamp_min(1e-30)
-    unseen = (active.float().T @ heard) == 0
+    error = ((y - prediction).square() * active).sum(0) / (y.square() * active).sum(0).clamp_min(1e-30)
+    unseen = active.float().T @ (f[:, :-1] > 0).float() == 0
     return v[:, :-1], v[:, -1], error.sqrt(), wrong, unseen, rounds
 
 
-def _solve(f: Tensor, outputs: Tensor, active: Tensor, heard: Tensor, variance: Tensor) -> Tensor:
-    n, q = f.shape
-    weight = active.float()
-    normal = torch.zeros(outputs.shape[1], q, q, dtype=torch.float64)
-    block = max(64, _BLOCK // (q * q))
-    for i in range(0, n, block):
-        part = f[i : i + block]
-        products = (part[:, :, None] * part[:, None, :]).flatten(1)
-        normal += (weight[i : i + block].T @ products).double().view(-1, q, q)
-    count = weight.T @ torch.cat([heard, heard.new_zeros(n, 1)], 1)
-    normal -= torch.diag_embed(count.double() * variance)
-    scale = normal.diagonal(dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
-    seen = count > 0
+def _solve(f: Tensor, y: Tensor, chosen: Tensor, variance: Tensor) -> Tensor:
+    """Least squares of every column of ``y`` over its own chosen rows, gathered into one padded batch."""
+    m, n = y.shape[1], len(f)
+    channel, sample = chosen.T.nonzero(as_tuple=True)
+    count = torch.bincount(channel, minlength=m)
+    place = torch.arange(len(channel)) - (count.cumsum(0) - count)[channel]
+    rows = torch.full((m, max(1, int(count.max()))), n - 1)
+    rows[channel, place] = sample
+    F = f[rows].double()
+    Y = y.T.gather(1, rows).double()
+    heard = (F > 0).double().sum(1)
+    normal = F.mT @ F - torch.diag_embed(heard * variance)
+    right = (F.mT @ Y[:, :, None])[:, :, 0]
+    seen = heard > 0
     seen[:, -1] = True
-    scale = torch.where(seen, scale, torch.zeros_like(scale))  # an unseen input has coefficient zero
-    eye = torch.eye(q, dtype=torch.float64)
-    scaled = normal * scale[:, :, None] * scale[:, None, :] + torch.diag_embed((~seen).double()) + 1e-9 * eye
-    factor, info = torch.linalg.cholesky_ex(scaled)
-    v = torch.zeros(outputs.shape[1], q, dtype=torch.float64)
-    biased = count.double() * variance
-    for _ in range(3):
-        residual = (outputs - f @ v.float().T) * weight
-        right = (residual.T @ f).double() + biased * v
-        if bool((info == 0).all()):
-            step = torch.cholesky_solve((right * scale)[..., None], factor)[..., 0]
-        else:
-            step = (torch.linalg.pinv(scaled, hermitian=True) @ (right * scale)[..., None])[..., 0]
-        v = v + step * scale
-    return v
+    scale = torch.where(seen, normal.diagonal(dim1=1, dim2=2).clamp_min(1e-30).rsqrt(), 0.0)  # unseen: coefficient zero
+    scaled = normal * scale[:, :, None] * scale[:, None, :] + torch.diag_embed((~seen).double())
+    # pinv: inputs that only ever occur together share their weight.
+    return (torch.linalg.pinv(scaled, rtol=1e-9, hermitian=True) @ (right * scale)[:, :, None])[:, :, 0] * scale
