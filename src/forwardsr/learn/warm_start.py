@@ -1,18 +1,33 @@
-r"""Warm starts of the output layer W (paper, §7.1 and Appendix A).
+r"""Warm starts of the output layer W (paper, §7.1, Appendix A, Lemma A.1), batched over patches.
 
-``cumulant_warm_start`` is the default: third cumulants by tensor power iteration, checked and repaired.
+``cumulant_warm_start`` is the robust default: third cumulants by tensor power iteration, checked and repaired.
+``algorithm_5`` is the paper's, as written: with x the sum of two samples,
+
+.. math:: H = E[\langle x, X\rangle\, P_{\mathcal W}(X)^{\otimes 2}], \qquad
+    P_{\mathcal W}(X) = \prod_{w \in \mathcal W} (I - w w^\top 1[\langle w, X\rangle \ge b])\, X,
+
+whose top eigenvector v is near a column that x favours and W lacks; then :math:`v' \propto E[1[\langle v, X\rangle \ge b] X]`.
 
 =====================  =======  ====================================================================================
-setting                default  reason
+cumulants              default  reason
 =====================  =======  ====================================================================================
 restarts               8        limits per column to choose from; one suffices for most columns of a planted target
 iterations             12       power iteration doubles its digits a step once near
 joint                  6        symmetric steps that undo the order of deflation
-cosines                see      from "clearly this channel" to "this channel alone": 0.9 is 0.44 of other channels
+cosines                see      from "clearly this channel" to "nearly alone": at 0.9 others may have 0.44 of the length
 least                  20       samples a column is averaged from; fewer would be noisier than the cumulant
 tolerance              0.02     negative energy of a column off by 0.14: ten times a good start's, a tenth of a mixture's
-repairs                3        rounds of repair, each with four times the restarts of the one before
+repairs                3        rounds of repair, by single-active samples and by four times the restarts
 pool                   1024     samples that starts are drawn from: a channel at one percent is in ten of them
+=====================  =======  ====================================================================================
+
+=====================  =======  ====================================================================================
+Algorithm 5            default  reason
+=====================  =======  ====================================================================================
+b = 1/poly(k)          0.5      half a channel's mean: above the error of v (0.3 at m = 8) times what else is active
+Delta > 1/m            4/m      at 1/m one column in ten is a mixture of two (m = 8, p = 0.1), at 4/m none of 160
+T = poly(k) m^3        60 m     tries; x must favour a missing channel, which one try in poly(k) m does by luck
+N                      4096     samples a try: a channel active one time in twenty is in two hundred of them
 =====================  =======  ====================================================================================
 """
 
@@ -24,6 +39,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from forwardsr.data.source import Source
 from forwardsr.errors import UserError
 from forwardsr.learn.cumulants import (
     average_alone,
@@ -40,6 +56,17 @@ _WRONG = 0.2  # a misfit above this is no feature at all, however large
 
 
 @dataclass(frozen=True)
+class Algorithm5Settings:
+    """The numbers of :func:`algorithm_5`; the module's table gives each one's reason. ``tries`` is T / m."""
+
+    b: float = 0.5
+    gap: float = 4.0
+    """Delta must exceed ``gap / m``."""
+    tries: int = 60
+    samples: int = 4096
+
+
+@dataclass(frozen=True)
 class CumulantSettings:
     """The numbers of :func:`cumulant_warm_start`; the module's table gives each one's reason."""
 
@@ -51,6 +78,41 @@ class CumulantSettings:
     tolerance: float = 0.02
     repairs: int = 3
     pool: int = 1024
+
+
+def algorithm_5(
+    source: Source, level: int, m: int, settings: Algorithm5Settings, rng: torch.Generator
+) -> tuple[Float[Tensor, "k d m"], Bool[Tensor, "k m"]]:
+    """Algorithm 5 on every patch of ``level`` (counted from 0): W in the order of finding, and which columns were not found.
+
+    A column that was not found within the tries is zero. ``source`` in patch form, in units in which a channel's mean while
+    active is about 1; fresh samples every try, for all patches still incomplete.
+    """
+    k, d = source.shapes[level]
+    w, count = torch.zeros(k, d, m), torch.zeros(k, dtype=torch.int64)
+    for _ in range(settings.tries * m):
+        todo = (count < m).nonzero()[:, 0]
+        if not len(todo):
+            break
+        x = source.draw(settings.samples + 2, rng, level + 1)[level].transpose(0, 1)[todo].float()
+        favour, x = x[:, :2].sum(1), x[:, 2:]
+        known, rest = w[todo], x
+        seen = (x @ known >= settings.b).to(x.dtype)
+        for r in range(int(count.max())):  # the product over W in the order of finding
+            column = known[:, :, r : r + 1]
+            rest = rest - seen[:, :, r : r + 1] * (rest @ column) * column.mT
+        h = (rest * (x @ favour[:, :, None])).mT @ rest / settings.samples
+        values, vectors = torch.linalg.eigh(h)
+        v = vectors[:, :, -1:]
+        # An eigenvector has no sign of its own; channels are non-negative, so theirs is the one the samples agree with.
+        v = v * (x @ v).mean(1, keepdim=True).sign()
+        fresh = (values[:, -1] - values[:, -2] > settings.gap / m) & ((known.mT @ v)[:, :, 0] <= 0.5).all(1)
+        mean = (x * (x @ v >= settings.b)).mean(1)
+        found = mean / mean.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        hit = todo[fresh]
+        w[hit, :, count[hit]] = found[fresh]
+        count[hit] += 1
+    return w, torch.arange(m) >= count[:, None]
 
 
 def cumulant_warm_start(
