@@ -174,7 +174,7 @@ def parse(arguments: Sequence[str]) -> Learn | Plant | Draw | Measure | Certify 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Command, prog="forwardsr", args=list(arguments), config=(tyro.conf.OmitArgPrefixes,))
+            return tyro.cli(Command, prog="forwardsr", args=list(arguments))
     except SystemExit as stop:
         if not stop.code:
             raise
