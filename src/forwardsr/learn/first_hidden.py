@@ -194,10 +194,11 @@ class PairGame:
             best = self.d5.best_log(batch.true - batch.fake)
             return [torch.where(torch.isinf(best), torch.zeros_like(best), best - self.log_u)]
         n, k, m = batch.outer_slope.shape
-        pull = (batch.h @ self.d5.signed(self.log_u.exp())).reshape(n, k, m) * batch.outer_slope
+        weights = self.d5.signed(self.log_u.exp())
+        pull = (batch.h @ (weights + weights.T)).reshape(n, k, m) * batch.outer_slope
         pull = (pull.transpose(0, 1) @ self.gram).transpose(0, 1).reshape(n, k * m) * batch.inner_slope
         slope = barrier_slope(self.unit @ self.unit.T, self.settings.steepness, self.settings.tau)
-        gradient = 2 * (slope @ self.unit - pull.T @ batch.z / n)
+        gradient = 2 * slope @ self.unit - pull.T @ batch.z / n
         return [gradient - (gradient * self.unit).sum(1, keepdim=True) * self.unit]
 
     def step(self, batch: PairBatch, player: Player) -> list[Tensor | float]:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class Trace:
     values: list[float] = field(default_factory=list)
 
 
+@runtime_checkable
 class Game(Protocol):
     """An objective (7.1) with its players' parameters, which :func:`sgda` updates in place.
 
