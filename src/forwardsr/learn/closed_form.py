@@ -262,7 +262,7 @@ def higher_level_stage(
         [state[f"W{i}"] for i in upto] + [W], [state[f"V{i}"] for i in upto] + [V], [state[f"b{i}"] for i in upto] + [bias],
         list(parents[:l]), RELU,
     )  # fmt: skip
-    mass = sampled_mass(network, W, bold, n, seed)
+    mass = sampled_mass(network, W, bold, 2 * n, seed)  # z is cheap beside images, and both noises count alike
     new = solve_output(mass, moment / total)
     notes = [f"level {l}: M of D1 is near singular (condition {c:.0f})"] if (c := _condition(mass)) > 1e3 else []
     metrics = {

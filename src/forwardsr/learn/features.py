@@ -26,13 +26,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from forwardsr.errors import UserError
+from forwardsr.learn.hyperplanes import hyperplane_start
 from forwardsr.learn.stream import Stream
 from forwardsr.learn.warm_start import cumulant_warm_start
 
-_START = 0.25  # the first slab's half width, in sizes of an active channel: ten times the cross-talk of a warm start
+_START = 0.25  # the first slab's half width after a cumulant start, whose columns are off by 0.025
+_CLOSE = 0.01  # and after a hyperplane start, which only noise moves
 _WIDTH = 6.0  # later half widths, in largest cross-talks just corrected: those left are smaller, and s has a tail
-_ROUNDS = 30  # rounds of refinement at most: 5 to 10 suffice
+_LONGEST = 0.5  # of a step's largest entry: beyond it the equations are not linear
+_QUICK, _ROUNDS = (
+    12,
+    20,
+)  # rounds of refinement at most, with the quick and the exact Jacobian: 6 suffice where it goes well
 _EXACT = 1e-5  # noise below this share of the patch r.m.s. is rounding
+_REPAIRS = 4  # hyperplane starts a patch, each from what the one before found
+_APART = 0.02  # share of a channel's active samples in which any other is silent, at least
 _FEW = 10_000  # samples that suffice without noise: the equations are then exact
 _WARM = 5_000  # samples for the warm start: an error of 0.025 a column, a tenth of what refinement needs
 
@@ -91,15 +99,17 @@ def learn_features(stream: Stream, level: int, m: int, n: int, generator: torch.
     start = cumulant_warm_start(y[:, :, : max(_WARM, 100 * m)].permute(2, 0, 1), m, generator)
     columns = refine(y, start, noise)
     bad = audit(y, columns, noise)
-    for attempt in range(2):
-        again = bad.any(1).nonzero()[:, 0]
-        if not len(again):
-            break
-        more = y[again][:, :, -4 * (attempt + 1) * max(_WARM, 100 * m) :]
-        fresh = refine(y[again], cumulant_warm_start(more.permute(2, 0, 1), m, generator), noise[again])
-        verdict = audit(y[again], fresh, noise[again])
-        better = verdict.sum(1) < bad[again].sum(1)
-        columns[again[better]], bad[again[better]] = fresh[better], verdict[better]
+    for j in bad.any(1).nonzero()[:, 0].tolist():
+        # The cumulant start failed: channels depend too strongly on one another, or differ too much in size.
+        own = slice(j, j + 1)
+        for attempt in range(_REPAIRS):
+            known = torch.linalg.pinv(columns[j])[~bad[j]] if attempt else None
+            fresh = refine(y[own], hyperplane_start(y[j], float(noise[j]), generator, known)[None], noise[own], _CLOSE)
+            verdict = audit(y[own], fresh, noise[own])
+            if int(verdict.sum()) < int(bad[j].sum()):
+                columns[own], bad[own] = fresh, verdict
+            if not bool(bad[j].any()):
+                break
     columns = _orthonormal_where_consistent(y, columns, noise)
     return Features((basis @ columns.float()), noise, rms, basis @ start, bad, n)
 
@@ -157,42 +167,57 @@ def _check_channels(stream: Stream, level: int, m: int, values: Tensor, seen: in
 
 
 def refine(
-    y: Float[Tensor, "k m n"], columns: Float[Tensor, "k m m"], noise: Float[Tensor, " k"]
+    y: Float[Tensor, "k m n"], columns: Float[Tensor, "k m m"], noise: Float[Tensor, " k"], width: float = _START
 ) -> Float[Tensor, "k m m"]:
     """Solve the estimating equations of the module's head from ``columns``; unit columns of W (float64) in the coordinates of y.
 
-    ``noise``: standard deviation of the noise in one number of ``y``.
+    ``noise``: standard deviation of the noise in one number of ``y``. ``width``: the first slab's half width, in sizes of an
+    active channel; ten times the cross-talk of the start.
     """
     k, m, n = y.shape
     block = max(1, 2**25 // (m * n))
     parts = [slice(i, i + block) for i in range(0, k, block)]
-    return torch.cat([_refine(y[part], columns[part], noise[part]) for part in parts])
+    return torch.cat([_refine(y[part], columns[part], noise[part], width) for part in parts])
 
 
-def _refine(y: Tensor, columns: Tensor, noise: Tensor) -> Tensor:
-    m, n = y.shape[1:]
-    W, eye = columns.double(), torch.eye(columns.shape[2], dtype=torch.float64)
+def _refine(y: Tensor, columns: Tensor, noise: Tensor, width: float) -> Tensor:
+    W, change = _solve(y, columns.double(), noise, width, _QUICK, exact=False)
+    # Where channels depend on one another the mean over all samples is a poor Jacobian: there, that over the slab.
+    slow = ((noise == 0) & (change > 1e-6)).nonzero()[:, 0]
+    if len(slow):
+        W[slow], _ = _solve(y[slow], W[slow], noise[slow], min(width, 10 * float(change.max())), _ROUNDS, exact=True)
+    return W
+
+
+def _solve(y: Tensor, W: Tensor, noise: Tensor, width: float, rounds: int, exact: bool) -> tuple[Tensor, Tensor]:
+    """Newton steps on the estimating equations: W and each patch's last step."""
+    m, n = W.shape[2], y.shape[2]
+    eye = torch.eye(m, dtype=torch.float64)
     off = 1 - eye
-    cross_talk = torch.full((len(y), m, 1), _START)
-    last = float("inf")
-    for _ in range(_ROUNDS):
+    cross_talk, last = torch.full((len(y), m, 1), width), torch.full((len(y),), torch.inf, dtype=torch.float64)
+    for _ in range(rounds):
         inverse = torch.linalg.pinv(W)
         s = inverse.float() @ y
         size = (s.square().mean(2) / s.abs().mean(2).clamp_min(1e-30)).amax(1)[:, None, None]  # of an active channel
         slab = s.abs() <= torch.maximum(cross_talk * size, _half_width(inverse, noise)[:, :, None])
         cross = ((s * slab) @ s.mT).double() / n
-        second = (s @ s.mT).double() / n
-        share = slab.float().mean(2).double().clamp_min(0.1)
-        # For row r: H without its r-th row and column. The share of silent samples turns its mean into one over the slab.
-        H = second[:, None] * off[:, :, None] * off[:, None, :] + torch.diag_embed(eye)
-        step = torch.linalg.solve(H, (cross * off / share[:, :, None])[..., None])[..., 0]
+        if exact:
+            H = torch.stack([(s * slab[:, r : r + 1]) @ s.mT for r in range(m)], 1).double() / n
+        else:
+            H = (s @ s.mT).double()[:, None] / n * slab.float().mean(2).double().clamp_min(0.1)[:, :, None, None]
+        # For row r: without the r-th row and column. A ridge, as a silent or repeated channel makes it singular.
+        H = H * off[:, :, None] * off[:, None, :] + torch.diag_embed(eye)
+        H = H + 1e-9 * torch.diag_embed(H.diagonal(dim1=2, dim2=3) + 1e-9)
+        step = torch.linalg.solve(H, (cross * off)[..., None])[..., 0]
+        step = step * (_LONGEST / step.abs().amax((1, 2), keepdim=True).clamp_min(_LONGEST))
         W = torch.linalg.pinv(inverse - step @ inverse)
         W = W / W.norm(dim=1, keepdim=True)
-        change = float(step.abs().max())
-        if change < 1e-7 or (change < 1e-4 and change > 0.7 * last):
+        change = step.abs().amax((1, 2))
+        done = (change < 1e-7) | ((change < 1e-4) & (change > 0.7 * last))
+        last, cross_talk = change, (_WIDTH * step.abs().amax(2, keepdim=True).float()).clamp(1e-7, width)
+        if bool(done.all()):
             break
-        last, cross_talk = change, (_WIDTH * step.abs().amax(2, keepdim=True).float()).clamp(1e-7, _START)
-    return W
+    return W, last
 
 
 def _half_width(inverse: Tensor, noise: Tensor) -> Tensor:
@@ -203,13 +228,19 @@ def _half_width(inverse: Tensor, noise: Tensor) -> Tensor:
 def audit(
     y: Float[Tensor, "k m n"], columns: Float[Tensor, "k m m"], noise: Float[Tensor, " k"]
 ) -> Bool[Tensor, "k m"]:
-    """Channels that are no channels: silent, negative more than once in ten active samples, or repeated (cosine above 1/2)."""
+    """Channels that are no channels: silent, negative more than once in ten active samples, repeated (cosine above 0.95), or
+    never silent while another is active (the sum of two channels is such a one)."""
+    m = columns.shape[2]
     inverse = torch.linalg.pinv(columns)
     s = inverse.float() @ y
     level = 1.5 * _half_width(inverse, noise)[:, :, None] + 1e-3 * s.square().mean(2, keepdim=True).sqrt()
-    above, below = (s > level).sum(2), (s < -level).sum(2)
-    twins = ((columns.mT @ columns).abs() - torch.eye(columns.shape[2], dtype=columns.dtype)).amax(1) > 0.5
-    return (above < 3) | (below * 10 > above) | twins
+    active, negative = (s > level).float(), (s < -level).sum(2)
+    count = active.sum(2)
+    eye = torch.eye(m, dtype=columns.dtype)
+    twins = ((columns.mT @ columns).abs() - eye).amax(1) > 0.95
+    apart = (s.abs() <= level).float() @ active.mT / count.clamp_min(1)[:, None, :]
+    bound = ((apart < _APART) & (count >= 50)[:, None, :] & (eye == 0)).any(2)
+    return (count < 3) | (negative * 10 > count) | twins | bound
 
 
 def _orthonormal_where_consistent(y: Tensor, columns: Tensor, noise: Tensor) -> Tensor:
