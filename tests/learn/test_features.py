@@ -10,6 +10,7 @@ from forwardsr.data.planted import PlantedSource
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.errors import UserError
 from forwardsr.learn.features import audit, learn_features, refine
+from forwardsr.learn.hyperplanes import hyperplane_start
 from forwardsr.learn.stream import Stream
 from forwardsr.measure.certificate import match
 from forwardsr.model.plant import PlantConfig, plant
@@ -88,9 +89,35 @@ def test_audit_rejects_mixtures_repeats_and_silence() -> None:
     assert not bool(audit(s, clean, torch.zeros(1)).any())
     mixed = clean.clone()
     mixed[0, :2, :2] = torch.tensor([[1.0, -1.0], [1.0, 1.0]]) / 2**0.5
-    assert audit(s, mixed, torch.zeros(1))[0].tolist() == [False, True, False, False]
+    # The difference is negative half the time; the sum is never silent while the difference speaks.
+    assert audit(s, mixed, torch.zeros(1))[0].tolist() == [True, True, False, False]
     s[:, 3] = 0
     assert bool(audit(s, clean, torch.zeros(1))[0, 3])
+
+
+def test_hyperplanes_find_channels_that_fire_together_and_faint_ones() -> None:
+    s = sparse(10_000, 1, 6, 0.1, rng(1))
+    together = torch.rand(10_000, generator=rng(2)) < 0.7
+    s[0, 1] = torch.where(together, s[0, 0] * torch.rand(10_000, generator=rng(3)), s[0, 1])
+    s[0, 5] *= 0.05
+    found = hyperplane_start(s[0], 0.0, rng(4))
+    assert error(found[None], torch.eye(6, dtype=torch.float64)[None]) < 1e-4
+    # Half of the rows known: the other half is found all the same.
+    again = hyperplane_start(s[0], 0.0, rng(5), torch.eye(6, dtype=torch.float64)[:3])
+    assert error(again[None], torch.eye(6, dtype=torch.float64)[None]) < 1e-4
+
+
+def test_strongly_dependent_channels_are_repaired() -> None:
+    mixing = torch.linalg.qr(torch.randn(1, 9, 5, generator=rng(3)))[0]
+
+    def make(n: int, g: torch.Generator) -> Tensor:
+        s = sparse(n, 1, 5, 0.1, g)
+        s[0, 1] = torch.where(torch.rand(n, generator=g) < 0.8, 0.5 * s[0, 0] + 0.1 * (s[0, 0] > 0), s[0, 1])
+        return (mixing @ s).permute(2, 0, 1)
+
+    found = learn_features(Stream(Fixed(make, ((1, 9),)), 0), 0, 5, 10_000, rng(), 1)
+    assert not bool(found.bad.any())
+    assert error(found.W, mixing) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,14 @@ from forwardsr.data.planted import PlantedSource
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.errors import UserError
 from forwardsr.learn.minmax import MinmaxConfig, StageRecord, State, learn_minmax
+from forwardsr.learn.minmax_sgda import MinmaxSGDASettings
+from forwardsr.learn.sgda import SGDASettings
 from forwardsr.measure.certificate import Certificate, certify
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.plant import PlantConfig, plant
 
 SMALL = PlantConfig(patches=(4, 16), channels=(6,), d=10, p=(0.08, 0.15))
+PLAY = SGDASettings(steps=3, samples=256)
 QUICK = MinmaxConfig(samples=100_000, feature_samples=10_000)
 
 
@@ -93,7 +96,7 @@ def test_closed_form_agrees(target: PatchGenerator) -> None:
     assert certificate.total.quantile(0.5) < 0.15
 
 
-@pytest.mark.parametrize("solver", ["efficient", "closed-form"])
+@pytest.mark.parametrize("solver", ["efficient", "closed-form", "sgda"])
 def test_a_learning_goes_on_bit_for_bit(target: PatchGenerator, solver: str) -> None:
     settings = MinmaxConfig(
         solver=solver,  # type: ignore[arg-type]
@@ -101,6 +104,7 @@ def test_a_learning_goes_on_bit_for_bit(target: PatchGenerator, solver: str) -> 
         level_samples=5_000,
         feature_samples=5_000,
         stages=1,
+        sgda=MinmaxSGDASettings("cumulant", stages=1, neurons=PLAY, pairs=PLAY, level=PLAY, output=PLAY),
     )
     states: list[tuple[StageRecord, State]] = []
     whole = learn_minmax(PlantedSource(target), [6], None, settings, 3, lambda r, s: states.append((r, s)))

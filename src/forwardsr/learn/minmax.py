@@ -26,7 +26,9 @@ from torch import Tensor
 
 from forwardsr.data.source import Source
 from forwardsr.errors import UserError
-from forwardsr.learn import closed_form, efficient
+from forwardsr.learn import closed_form, efficient, minmax_sgda
+from forwardsr.learn.efficient import names
+from forwardsr.learn.minmax_sgda import MinmaxSGDASettings
 from forwardsr.learn.stream import Stream, mix
 from forwardsr.model.activations import Activation
 from forwardsr.model.patch_generator import PatchGenerator, quad_tree
@@ -46,18 +48,20 @@ class MinmaxConfig:
     """Samples of level 1 for its latent law (efficient), or a stage (closed-form). Errors fall as its inverse root."""
     feature_samples: int = 40_000
     """Samples for each level's features and super-resolution (efficient; without noise 10,000 suffice and are used)."""
-    level_samples: int = 200_000
-    """Samples a stage above level 1 (closed-form)."""
+    level_samples: int = 1_000_000
+    """Samples of the last stage above level 1 (closed-form); the stages before it take a fifth."""
     stages: int = 4
-    """T', turns of the loop a level (closed-form and sgda)."""
+    """T', turns of the loop a level (closed-form; sgda has its own)."""
     shrink: float = 0.5
-    """What b is multiplied by from one stage to the next, down to its floor (closed-form and sgda)."""
+    """What b is multiplied by from one stage to the next, down to its floor (closed-form; sgda has its own)."""
     latent_dim: int | None = None
     """m_0', columns of V_1. Default: d_1 m_1, enough for any distribution (the paper's 2 d_1 m_1 adds zero columns)."""
     zeta: float = 0.0
     """Slope of the learned network's leaky ReLU below zero; 0 is plain ReLU."""
     patch: int = 6
     """Side of a patch in pixels, for sources of images."""
+    sgda: MinmaxSGDASettings = field(default_factory=MinmaxSGDASettings)
+    """Algorithm 4's and 6's own numbers (sgda); its zeta, latent and patch stand in for those above."""
 
     def __post_init__(self) -> None:
         checks = (
@@ -147,13 +151,16 @@ def learn_minmax(
         if on_stage is not None:
             on_stage(record, state)
     notes = [note for record in trace for note in record.notes]
-    return MinmaxResult(network(state, graph, settings.zeta), trace, notes, state)
+    zeta = settings.sgda.zeta if settings.solver == "sgda" else settings.zeta
+    return MinmaxResult(network(state, graph, zeta), trace, notes, state)
 
 
-def network(state: State, parents: Sequence[Tensor | None], zeta: float = 0.0) -> PatchGenerator:
-    """The network in a state: as many levels as are finished (a level's W, V and b all there)."""
+def network(
+    state: State, parents: Sequence[Tensor | None], zeta: float = 0.0, most: int | None = None
+) -> PatchGenerator:
+    """The network in a state: as many levels as are there with W, V and b, at ``most`` where given."""
     levels = 0
-    while all(f"{key}{levels + 1}" in state for key in "WVb"):
+    while levels != most and all(f"{key}{levels + 1}" in state for key in "WVb"):
         levels += 1
     if not levels:
         raise ValueError("no level is finished")
@@ -207,7 +214,7 @@ def _plan(stream: Stream, channels: list[int], parents: list[Tensor | None], set
         return _efficient_plan(stream, channels, parents, settings)
     if settings.solver == "closed-form":
         return _closed_form_plan(stream, channels, parents, settings)
-    raise UserError("--solver sgda: its stages are not put together yet; say efficient or closed-form")
+    return _sgda_plan(stream, channels, parents, settings.sgda)
 
 
 def _efficient_plan(
@@ -255,11 +262,52 @@ def _closed_form_plan(
                     stream, state, b, settings.samples, settings.latent_dim, seed, salt + 1
                 )
             else:
+                n = settings.level_samples if t == settings.stages - 1 else settings.level_samples // 5
                 found, metrics, notes = closed_form.higher_level_stage(
-                    stream, state, level, parents, b, settings.level_samples, settings.feature_samples, seed, salt + 1
+                    stream, state, level, parents, b, n, settings.feature_samples, seed, salt + 1
                 )
             _, left = closed_form.threshold(stream, state | found, level, t, settings.shrink, salt + 5)
             return found | {f"floor{level + 1}": torch.tensor(left)}, metrics | {"floor of b": floor}, notes
+
+        return Stage(level + 1, f"turn {t + 1}", "3, 1" if level else "2, 1", run)
+
+    plan = []
+    for level in range(len(channels)):
+        plan.append(warm(level))
+        plan.extend(turn(level, t) for t in range(settings.stages))
+    return plan
+
+
+def _sgda_plan(
+    stream: Stream, channels: list[int], parents: list[Tensor | None], settings: MinmaxSGDASettings
+) -> list[Stage]:
+    source = stream.source
+
+    def warm(level: int) -> Stage:
+        def run(_: State, seed: int) -> Outcome:
+            l = level + 1
+            start = minmax_sgda.warm_start_stage(
+                source, level, channels[level], settings, torch.Generator().manual_seed(seed)
+            )
+            found = {f"W{l}": start.w, f"W{l}.warm": start.w, f"unit{l}": torch.tensor(start.unit)}
+            missing = int(start.missing.sum())
+            notes = [f"level {l}: no feature was found for (patch, channel) {names(start.missing)}"] if missing else []
+            return found, {"missing": float(missing), "unit": start.unit}, notes
+
+        return Stage(level + 1, "warm start", "5", run)
+
+    def turn(level: int, t: int) -> Stage:
+        def run(state: State, seed: int) -> Outcome:
+            l = level + 1
+            below = network(state, parents, settings.zeta, level) if level else None
+            here = minmax_sgda.extend(below, state[f"W{l}"], parents[level], settings)
+            if t > 0:
+                here.V[level], here.b[level] = state[f"V{l}"], state[f"b{l}"]
+            units = [float(state[f"unit{i}"]) for i in range(1, l + 1)]
+            rng = torch.Generator().manual_seed(seed)
+            here, b, traces = minmax_sgda.turn(source, here, units, level, t, settings, rng)
+            metrics = {"b": b} | {f"{trace.name}, last value": trace.values[-1] for trace in traces if trace.values}
+            return {f"W{l}": here.W[level], f"V{l}": here.V[level], f"b{l}": here.b[level]}, metrics, []
 
         return Stage(level + 1, f"turn {t + 1}", "3, 1" if level else "2, 1", run)
 
