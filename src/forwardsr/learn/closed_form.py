@@ -24,7 +24,7 @@ b at the start        m^-0.3          as written, in units of a channel's mean s
 b a stage             x ``shrink``    0.5: the paper's m^-0.02 is asymptotic
 the floor of b        2.5 x           the 99th percentile of -s over negative s, which only cross-talk and noise make, in
                       cross-talk      the worst channel: a smaller b counts cross-talk. Read from the learner's own data
-                                      before every stage
+                                      before every stage; b never exceeds its start
 T'                    ``stages``      4: b has reached its floor by then
 bold b                b m^0.152       as written: it exceeds b, so cross-talk of W^D opens no gate
 zeta                  0               smoothing is for gradients; none are taken
@@ -84,8 +84,8 @@ def threshold(
     negative = torch.where(s < 0, -s, torch.nan)
     cross_talk = negative.nanquantile(0.99, dim=2).nan_to_num(0.0)
     unit = s.square().mean(2) / s.clamp_min(0).mean(2).clamp_min(1e-30)
-    floor = _FLOOR * float(cross_talk.max())
-    return max(float(unit.median()) * W.shape[2] ** -0.3 * shrink ** (t + 1), floor), floor
+    start, floor = float(unit.median()) * W.shape[2] ** -0.3, _FLOOR * float(cross_talk.max())
+    return min(max(start * shrink ** (t + 1), floor), start), floor
 
 
 # ------------------------------------------------------------------------------------------------------------- level 1
@@ -117,9 +117,9 @@ def first_level_stage(
         V = with_columns(v * sigma[:, None], latent_dim)
         talk_rate, talk_mean, talk_pairs, talk_mass = cross_talk_moments(W, V, t * sigma, b, bold, seed)
     mass = exact_mass(t, sigma, v @ v.mT, bold, k) + talk_mass
-    new = solve_output(mass, moment)
+    new = solve_output(mass, moment, W)
     moved = (new - W.double()).norm(dim=1)
-    notes = [f"level 1: M of D1 is near singular (condition {c:.0f})"] if (c := _condition(mass)) > 1e3 else []
+    notes = _ill_posed(1, mass, state, b)
     metrics = {
         "samples": float(total),
         "b": b,
@@ -213,16 +213,26 @@ def cross_talk_moments(
     return rate, mean, pairs, mass.double()
 
 
-def solve_output(mass: Float[Tensor, "k m m"], moment: Float[Tensor, "k m d"]) -> Float[Tensor, "k d m"]:
-    """``W`` of ``M W^T = R*``, its columns normalised."""
-    W = torch.linalg.lstsq(mass, moment).solution.mT
-    return W / W.norm(dim=1, keepdim=True).clamp_min(1e-30)
+def solve_output(
+    mass: Float[Tensor, "k m m"], moment: Float[Tensor, "k m d"], old: Float[Tensor, "k d m"]
+) -> Float[Tensor, "k d m"]:
+    """``W`` of ``M W^T = R*``, its columns normalised; a column that comes out as zero stays the ``old`` one."""
+    W = (torch.linalg.pinv(mass, rtol=1e-6) @ moment).mT
+    length = W.norm(dim=1, keepdim=True)
+    return torch.where(length > 1e-9, W / length.clamp_min(1e-30), old.double())
 
 
-def _condition(mass: Tensor) -> float:
-    """The worst condition number of a row-scaled M over patches."""
+def _ill_posed(level: int, mass: Tensor, state: dict[str, Tensor], b: float) -> list[str]:
+    """What keeps D1 and D4 from saying much at this stage."""
+    notes = []
     scaled = mass / mass.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-30)[:, :, None]
-    return float(torch.linalg.cond(scaled).max())
+    if (condition := float(torch.linalg.cond(scaled).max())) > 1e3:
+        notes.append(f"level {level}: M of D1 is near singular (condition {condition:.0f})")
+    if float(state.get(f"floor{level}", torch.zeros(()))) > 2 * b:
+        notes.append(
+            f"level {level}: coordinates are as often negative as positive; these are no sparse non-negative features"
+        )
+    return notes
 
 
 # ------------------------------------------------------------------------------------------------------ higher levels
@@ -263,8 +273,8 @@ def higher_level_stage(
         list(parents[:l]), RELU,
     )  # fmt: skip
     mass = sampled_mass(network, W, bold, 2 * n, seed)  # z is cheap beside images, and both noises count alike
-    new = solve_output(mass, moment / total)
-    notes = [f"level {l}: M of D1 is near singular (condition {c:.0f})"] if (c := _condition(mass)) > 1e3 else []
+    new = solve_output(mass, moment / total, W)
+    notes = _ill_posed(l, mass, state, b)
     metrics = {
         "samples": float(total),
         "b": b,
@@ -282,5 +292,5 @@ def sampled_mass(network: PatchGenerator, W: Tensor, bold: float, n: int, seed: 
     mass, chunk = torch.zeros(k, m, m, dtype=torch.float64), max(256, 2**22 // (k * m))
     for start in range(0, n, chunk):
         S = network.hidden(network.latents(min(chunk, n - start), generator))[-1].transpose(0, 1)
-        mass += ((S @ gram) > bold).float().mT @ S
+        mass += ((S @ gram) > bold).to(S).mT @ S
     return mass / n

@@ -63,16 +63,25 @@ def _patch(inputs: Tensor, outputs: Tensor, threshold: Tensor, noise: Tensor) ->
     count = active.sum(0).double().clamp_min(1)
     rounds = torch.zeros(y.shape[1])
     chosen, v = active.clone(), _solve(f, y, active, variance)
-    for step in range(_ROUNDS):
-        predicted = f @ v.float().T > threshold
-        changed = (predicted != chosen).sum(0) / count
-        again = changed > (0 if step == 0 else _CHANGED)
-        if not bool(again.any()):
-            break
-        rounds[again] = step + 1
-        chosen[:, again] = predicted[:, again]
-        v[again] = _solve(f, y[:, again], chosen[:, again], variance)
     prediction = f @ v.float().T
+    loss = (y * active - prediction.relu()).square().sum(0)
+    for step in range(_ROUNDS):
+        predicted = prediction > threshold
+        changed = (predicted != chosen).sum(0) / count
+        again = (changed > (0 if step == 0 else _CHANGED)).nonzero()[:, 0]
+        if not len(again):
+            break
+        tried = _solve(f, y[:, again], predicted[:, again], variance)
+        there = f @ tried.float().T
+        new = ((y * active)[:, again] - there.relu()).square().sum(0)
+        # Off the model a step may overshoot. (A sample lifted by noise alone makes a right step look a little worse.)
+        better = new <= 1.05 * loss[again]
+        again, tried = again[better], tried[better]
+        rounds[again] = step + 1
+        chosen[:, again], prediction[:, again] = predicted[:, again], there[:, better]
+        v[again], loss[again] = tried, new[better]
+        if not len(again):
+            break
     wrong = ((prediction > threshold) & ~active).sum(0) / count
     error = ((y - prediction).square() * active).sum(0) / (y.square() * active).sum(0).clamp_min(1e-30)
     unseen = active.float().T @ (f[:, :-1] > 0).float() == 0
