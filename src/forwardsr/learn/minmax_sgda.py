@@ -9,8 +9,11 @@ their settings are plain numbers.
 paper                  default         reason
 =====================  ==============  ===============================================================================
 T'                     3               stages a level; the error of W falls by more than three in each until the floor
-b                      m^-0.3          as written; then times ``shrink`` = 0.5 a stage (m^-0.02 is asymptotic)
-the floor of b         see             2 x the 99th percentile of the negative part of s, which cross-talk alone makes
+b                      cross-talk      the proofs' invariant b = delta m^0.02 (B.1, C.1, D.1): the cross-talk that the current W
+                                       leaves, read from the data before every stage, so it shrinks as W is learned and
+                                       has a floor; m^-0.3 and its factor m^-0.02 are the same asymptotically
+W at the start         cumulants       Algorithm 5's error poly(k)/sqrt(m) is 0.2 at m = 8 and its cross-talk a whole channel,
+                                       which no b exceeds; averaging its columns' own samples brings it to 0.02
 D4, D5: T, N           1000, 2048      the weakest pairs (rarely active together) take longest
 D2: T, N               2000, 512       V wakes from the identity at the speed zeta, then gains eta a step
 D1: T, N               300, 2048       mu is near diagonal: a few dozen natural steps, the rest average
@@ -22,7 +25,7 @@ zeta of the network    1e-3            smaller than the discriminators': a leak 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -32,11 +35,18 @@ from torch import Tensor
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import Source
 from forwardsr.errors import UserError
+from forwardsr.learn.cumulants import average_alone
 from forwardsr.learn.first_hidden import FirstHiddenSettings, first_hidden, start_first_hidden
 from forwardsr.learn.output_layer import output_layer
 from forwardsr.learn.sgda import SGDASettings, Trace
 from forwardsr.learn.super_resolution import SuperResolutionSettings, start_super_resolution, super_resolution
-from forwardsr.learn.warm_start import Algorithm5Settings, algorithm_5, cumulant_warm_start, missing_features
+from forwardsr.learn.warm_start import (
+    Algorithm5Settings,
+    CumulantSettings,
+    algorithm_5,
+    cumulant_warm_start,
+    missing_features,
+)
 from forwardsr.model.activations import Activation
 from forwardsr.model.discriminators import coordinates
 from forwardsr.model.patch_generator import PatchGenerator
@@ -46,14 +56,14 @@ from forwardsr.model.patch_generator import PatchGenerator
 class MinmaxSGDASettings:
     """Algorithm 4's numbers; the module's table gives each one's reason."""
 
-    warm_start: Literal["algorithm-5", "cumulant"] = "algorithm-5"
-    """Algorithm 5 as written, or the robust start."""
+    warm_start: Literal["cumulant", "algorithm-5"] = "cumulant"
+    """The robust start, or Algorithm 5 as written, its columns then averaged over the samples that point their way."""
     stages: int = 3
     """T', stages a level."""
-    shrink: float = 0.5
-    """The factor of b from one stage to the next."""
-    floor: float = 2.0
-    """The least b, in cross-talks of the current W."""
+    threshold: float = 1.0
+    """b, in cross-talks of the current W."""
+    least: float = 0.02
+    """The least b, in the level's unit."""
     probe: int = 8192
     """Samples from which units, cross-talk and the cumulant start are read."""
     restart: bool = True
@@ -64,17 +74,17 @@ class MinmaxSGDASettings:
     """m_0'. Default: 2 d_1 m_1."""
     patch: int = 6
     """Side of a patch, for sources of images."""
-    neurons: SGDASettings = SGDASettings(steps=1000, rate_outer=0.5)
+    neurons: SGDASettings = field(default_factory=lambda: SGDASettings(steps=1000, rate_outer=0.5))
     """Algorithm 6 for D4."""
-    pairs: SGDASettings = SGDASettings(steps=1000)
+    pairs: SGDASettings = field(default_factory=lambda: SGDASettings(steps=1000))
     """Algorithm 6 for D5."""
-    level: SGDASettings = SGDASettings(samples=512, rate_outer=0.2, rate_inner=0.4)
+    level: SGDASettings = field(default_factory=lambda: SGDASettings(samples=512, rate_outer=0.2, rate_inner=0.4))
     """Algorithm 6 for D2."""
-    output: SGDASettings = SGDASettings(steps=300)
+    output: SGDASettings = field(default_factory=lambda: SGDASettings(steps=300))
     """Algorithm 6 for D1."""
-    algorithm_5: Algorithm5Settings = Algorithm5Settings()
-    first_hidden: FirstHiddenSettings = FirstHiddenSettings()
-    super_resolution: SuperResolutionSettings = SuperResolutionSettings()
+    algorithm_5: Algorithm5Settings = field(default_factory=Algorithm5Settings)
+    first_hidden: FirstHiddenSettings = field(default_factory=FirstHiddenSettings)
+    super_resolution: SuperResolutionSettings = field(default_factory=SuperResolutionSettings)
 
 
 class UnitSource:
@@ -123,7 +133,9 @@ def warm_start_stage(
         return WarmStart(w, missing_features(x, w), unit)
     scaled = UnitSource(source, [*[1.0] * level, unit], settings.patch)
     w, missing = algorithm_5(scaled, level, m, settings.algorithm_5, rng)
-    return WarmStart(w, missing, unit)
+    polish = CumulantSettings()
+    w = average_alone(x.permute(1, 2, 0), w, (0.8, *polish.cosines), polish.least)
+    return WarmStart(w, missing | missing_features(x, w), unit)
 
 
 def turn(
@@ -141,9 +153,8 @@ def turn(
     (anything at ``t = 0``).
     """
     scaled, network = UnitSource(source, units, settings.patch), in_units(network, units)
-    m = network.channels[level]
     s = coordinates(scaled.draw(settings.probe, rng, level + 1)[level], network.W[level])
-    b = max(m**-0.3 * settings.shrink**t, settings.floor * cross_talk(s))
+    b = max(settings.threshold * cross_talk(s, network.W[level]), settings.least)
     if settings.restart or t == 0:
         network = _fresh(network, level, settings.latent)
     if level == 0:
@@ -208,10 +219,25 @@ def in_units(network: PatchGenerator, units: Sequence[float]) -> PatchGenerator:
     return PatchGenerator(network.W, v, b, network.parents, network.activation)
 
 
-def cross_talk(s: Float[Tensor, "n k m"]) -> float:
-    """The 99th percentile of -s over negative s, in the worst patch: channels are non-negative, so W's errors made it."""
+def cross_talk(s: Float[Tensor, "n k m"], w: Float[Tensor, "k d m"]) -> float:
+    """What a coordinate holds besides its channel, in the worst patch, at the 99th percentile.
+
+    The larger of what other channels add in the generator, ``|(W^T W - I) s_+|``, and of ``-s`` where it is negative: channels
+    are not, so noise or W's error made it.
+    """
+    gram = w.mT @ w - torch.diag_embed(torch.ones(w.shape[0], w.shape[2]))
+    talk = (s.clamp_min(0).transpose(0, 1) @ gram).abs().flatten(1)
     negative = torch.where(s < 0, -s, torch.nan).transpose(0, 1).flatten(1)
-    return float(negative.nanquantile(0.99, dim=1).nan_to_num(0.0).max())
+    # The latter's tail is that of half a bell curve: its 98th percentile is the 99th of both halves.
+    heard = talk.kthvalue(max(1, int(0.99 * talk.shape[1])), dim=1).values
+    return float(torch.maximum(heard, _nan_percentile(negative, 0.98)).max())
+
+
+def _nan_percentile(x: Float[Tensor, "k n"], q: float) -> Float[Tensor, " k"]:
+    ordered = x.sort(dim=1).values  # NaN last
+    count = (~x.isnan()).sum(1)
+    index = (q * (count - 1)).long().clamp_min(0)
+    return torch.where(count > 0, ordered.gather(1, index[:, None])[:, 0], torch.zeros_like(ordered[:, 0]))
 
 
 def _unit(s: Float[Tensor, "n k m"]) -> float:
