@@ -17,6 +17,7 @@ from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import FiniteSource, Source
 from forwardsr.device import resolve_device, resolve_precision
 from forwardsr.errors import UserError
+from forwardsr.generators import load_generator
 from forwardsr.learn.adversarial import LOSSES
 from forwardsr.learn.budget import Budget, seconds
 from forwardsr.learn.joint import JointConfig, JointLearner, draw_levels, network_metadata
@@ -296,8 +297,6 @@ def walks(latents: torch.Tensor) -> torch.Tensor:
 
 def finish(run: Run, learner: JointLearner, source: Source, observer: Observer, console: Console) -> None:
     """The final distance of the best weights, as a table and ``distance.json``, and the report."""
-    from forwardsr.generators import load_generator
-
     start = time.monotonic()
     model = load_generator(run.path)
     reference = Reference.from_source(source, FINAL, seed=1, channels=source.shapes[0][0])

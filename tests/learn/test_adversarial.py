@@ -1,5 +1,7 @@
 """The one-pass step against the two-pass one, and the critic's independence across samples, on which it rests."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,6 +43,27 @@ def test_one_backward_pass_gives_both_players_their_own_gradients(name: str) -> 
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)  # logits are judged in float32
     for a, b in zip(got, wanted):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_critic_wants_real_up_and_generated_down_and_the_generator_the_contrary(name: str) -> None:
+    real, fake = (torch.tensor([0.3, -0.7, 1.1], requires_grad=True) for _ in range(2))
+    loss_d, loss_g = LOSSES[name](real, fake)
+    on_real, on_fake = torch.autograd.grad(loss_d.sum(), (real, fake), retain_graph=True)
+    assert (on_real < 0).all()
+    assert (on_fake > 0).all()
+    (for_generator,) = torch.autograd.grad(loss_g.sum(), fake)
+    assert (for_generator < 0).all()
+
+
+def test_losses_at_known_logits() -> None:
+    """Where real and generated logits are equal the critic knows nothing: log 2 a term; a step apart, by hand."""
+    equal, one = torch.zeros(1), torch.ones(1)
+    assert [float(x) for x in LOSSES["non-saturating"](equal, equal)] == pytest.approx([2 * math.log(2), math.log(2)])
+    assert [float(x) for x in LOSSES["relativistic"](one, equal)] == pytest.approx(
+        [math.log1p(math.exp(-1)), math.log1p(math.exp(1))]
+    )
+    assert [float(x) for x in LOSSES["wasserstein"](one, equal)] == [-1, 0]
 
 
 def test_the_generator_gains_by_going_down_its_gradient() -> None:

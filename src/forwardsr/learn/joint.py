@@ -7,7 +7,7 @@ shown, measured and kept is the exponential moving average of the generator's we
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +167,5 @@ def load_network(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 def draw_levels(model: DeconvGenerator, z: Tensor, batch: int = 256) -> Pyramid:
     """``model(z)`` without gradients, ``batch`` at a time, on the CPU."""
     device = next(model.parameters()).device
-    parts: Sequence[Pyramid] = []
     with torch.no_grad():
-        parts = [model(part.to(device)).map(device="cpu") for part in z.split(batch)]
-    return Pyramid.cat(parts)
+        return Pyramid.cat([model(part.to(device)).map(device="cpu") for part in z.split(batch)])

@@ -13,7 +13,7 @@ is one number a channel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -107,11 +107,6 @@ class DeconvGenerator(nn.Module):
 
     def forward(self, z: Float[Tensor, "n m0"]) -> Pyramid:
         return self.render(self.hidden(z))
-
-    def level_parameters(self, level: int) -> Iterator[nn.Parameter]:
-        """The weights of hidden layer ``level`` (from 1) and of the output layer that renders it."""
-        yield from self.layers[level - 1].parameters()
-        yield from self.outputs[level - 1].parameters()
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, batch: int = 256, levels: int | None = None) -> Pyramid:
