@@ -1,16 +1,15 @@
-"""A generator from disk: a Run's weights, of either family, or a planted target."""
+"""Networks from disk: a generator of either family (a Run's, a snapshot, a planted target), or a Run's critic."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import safe_open
-
 from forwardsr.errors import UserError
-from forwardsr.learn.joint import load_network
+from forwardsr.model.critic import Critic
 from forwardsr.model.deconv_generator import DeconvGenerator
 from forwardsr.model.patch_generator import PatchGenerator
-from forwardsr.run import Run
+from forwardsr.model.pooled_generator import PooledGenerator
+from forwardsr.run import Run, read_weights
 
 
 def load_generator(path: Path, weights: str = "best") -> DeconvGenerator | PatchGenerator:
@@ -21,19 +20,13 @@ def load_generator(path: Path, weights: str = "best") -> DeconvGenerator | Patch
     """
     if path.suffix == ".safetensors":
         return load_target(path)
-    run = Run.read(path)
+    Run.read(path)
     if weights not in ("best", "last"):
         raise UserError(f"--weights {weights}: say best or last")
-    name = "best.safetensors" if weights == "best" and (path / "best.safetensors").exists() else "model.safetensors"
-    tensors = run.load_weights(name)
-    with safe_open(path / name, "pt") as file:
-        metadata = file.metadata() or {}
-    if metadata.get("family") != "deconv":
-        return PatchGenerator.load(path / name)
-    try:
-        return load_network(tensors, metadata)
-    except (KeyError, ValueError, RuntimeError):
-        raise UserError(f"{path / name}: not a network of this package; train the run again") from None
+    best = weights == "best" and (path / "best.safetensors").exists()
+    file = path / ("best.safetensors" if best else "model.safetensors")
+    _, metadata = read_weights(file)
+    return PatchGenerator.load(file) if metadata.get("family") != "deconv" else load_snapshot(file)
 
 
 def load_target(path: Path) -> PatchGenerator:
@@ -41,3 +34,76 @@ def load_target(path: Path) -> PatchGenerator:
     if not path.is_file():
         raise UserError(f"{path}: no such file; `forwardsr plant --out {path}` draws a target")
     return PatchGenerator.load(path)
+
+
+def load_snapshot(path: Path) -> DeconvGenerator:
+    """The generator in a weights file of an image learner's Run (of ``snapshots/``, or ``before.safetensors``), in evaluation
+    mode. Raises :class:`UserError` where ``path`` is none.
+    """
+    tensors, metadata = read_weights(path)
+    kind = PooledGenerator if metadata.get("coarse") == "pooled" else DeconvGenerator
+    try:
+        model = kind(
+            _numbers(metadata["sides"]), width=int(metadata["width"]), latent=int(metadata["latent"]),
+            channels=int(metadata["channels"]),
+        )  # fmt: skip
+        model.load_state_dict(tensors)
+    except (KeyError, ValueError, RuntimeError):
+        raise UserError(f"{path}: not a network of this package; train the run again") from None
+    return model.eval()
+
+
+def load_critic(run: Path) -> Critic:
+    """The critic of an image learner's Run, as it was at the last report, in evaluation mode. Raises :class:`UserError`."""
+    tensors, metadata = read_weights(run / "critic.safetensors")
+    try:
+        critic = Critic(
+            _numbers(metadata["sides"]), width=int(metadata["width"]), channels=int(metadata["channels"]),
+            heads=[bool(flag) for flag in _numbers(metadata["heads"])],
+        )  # fmt: skip
+        critic.load_state_dict(tensors)
+    except (KeyError, ValueError, RuntimeError):
+        raise UserError(f"{run / 'critic.safetensors'}: not a critic of this package; train the run again") from None
+    return critic.eval()
+
+
+def generator_metadata(model: DeconvGenerator) -> dict[str, str]:
+    """What a weights file says of itself, so that :func:`load_snapshot` can rebuild the network."""
+    return {
+        "format": "forwardsr/1",
+        "family": "deconv",
+        "coarse": "pooled" if isinstance(model, PooledGenerator) else "own",
+        "sides": ",".join(map(str, model.sides)),
+        "width": str(model.width),
+        "latent": str(model.latent),
+        "channels": str(model.channels),
+    }
+
+
+def critic_metadata(critic: Critic) -> dict[str, str]:
+    """What ``critic.safetensors`` says of itself, so that :func:`load_critic` can rebuild it."""
+    width, channels = next(critic.first.parameters()).shape[:2]
+    return {
+        "format": "forwardsr/1",
+        "family": "critic",
+        "sides": ",".join(map(str, critic.sides)),
+        "width": str(width),
+        "channels": str(channels),
+        "heads": ",".join(str(int(level in critic.headed)) for level in range(len(critic.sides))),
+    }
+
+
+def copy_start(run: Path, generator: DeconvGenerator) -> None:
+    """Give ``generator`` the best weights of another Run's, of the same sizes. Raises :class:`UserError`."""
+    other = load_generator(run)
+    if not isinstance(other, DeconvGenerator) or isinstance(other, PooledGenerator):
+        raise UserError(f"--init {run}: no run of joint, layerwise or backward-correction; give one of these")
+    for name in ("sides", "width", "latent", "channels"):
+        theirs, ours = getattr(other, name), getattr(generator, name)
+        if theirs != ours:
+            raise UserError(f"--init {run}: its {name} is {theirs}, here it is {ours}; make them equal")
+    generator.load_state_dict(other.state_dict())
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -11,34 +12,34 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from forwardsr.data.coarsest import coarsest
 from forwardsr.data.folded import FoldedSource
 from forwardsr.data.open import open_source
-from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import FiniteSource, Source
 from forwardsr.device import resolve_device, resolve_precision
 from forwardsr.errors import UserError
-from forwardsr.generators import load_generator
+from forwardsr.generators import copy_start, load_generator
 from forwardsr.learn.adversarial import LOSSES
 from forwardsr.learn.budget import Budget, seconds
-from forwardsr.learn.joint import JointConfig, JointLearner, draw_levels, network_metadata
+from forwardsr.learn.joint import JointConfig, JointLearner
 from forwardsr.learn.loop import Diverged, train
 from forwardsr.learn.minmax import MinmaxConfig
-from forwardsr.measure.distance import Distance, Reference
-from forwardsr.model.deconv_generator import pyramid_sides
-from forwardsr.report.figures import grid, save_png
+from forwardsr.learn.schedules import (
+    SCHEDULES,
+    ScheduleConfig,
+    ScheduledLearner,
+    matching_width,
+    schedule,
+    stage_ends,
+)
+from forwardsr.measure.distance import Reference
+from forwardsr.model.deconv_generator import DeconvGenerator, pyramid_sides
+from forwardsr.observing import LATENT_SEED, Observer
 from forwardsr.report.page import write_report
 from forwardsr.run import Run
 
-METHODS = ("joint", "minmax")
-FIXED_LATENTS = 32  # shown at every report, in two rows
-LATENT_SEED = 20210604
-WALKS, STOPS = 4, 16  # latent interpolations: rows and columns
-PROBE = 1024  # images a distance is taken of while training
-FINAL = 2048  # and at the end
-COLLAPSED = 0.9  # MS-SSIM of random pairs: above it they are one picture
-CROWDED = 0.5  # distance to the nearest other sample, of the real one: below it they repeat themselves
-GRACE = 20_000  # images seen before samples are expected to differ
-FALLEN = 1.0  # a rise of the score (a logarithm of distance over floor) above the best, worth an alarm
+METHODS = ("joint", *SCHEDULES, "minmax")
+FINAL = 2048  # images the final distance is taken of
 DEFAULT_BUDGET = "20m"
 
 # Settings that do not shape the result, or only how long it is pursued: a run may go on with other ones.
@@ -46,13 +47,15 @@ FREE = frozenset({"budget", "steps", "images", "report_images", "checkpoint", "d
 
 
 @dataclass(frozen=True)
-class LearnConfig(JointConfig, MinmaxConfig):
+class LearnConfig(JointConfig, ScheduleConfig, MinmaxConfig):
     """All settings of ``learn``: those of the source and the run here, those of each method inherited."""
 
     source: str = "photos"
     """An image folder or .zip, pyramid arrays (.npz or a folder of .npy), a planted target, or a name: photos, digits."""
     method: str = "joint"
-    """The learner: joint (Figure 1's network, all levels together) or minmax (Algorithm 4, for patches)."""
+    """The learner: joint (Figure 1's network, all levels together), layerwise (its levels one after another, Figure 7),
+    backward-correction (then all together, Figure 8), last-layer (the last one over random ones, Figure 7) or minmax
+    (Algorithm 4, for patches)."""
     resolution: int = 64
     """Side of the finest images: 16, 32, 64, 128 or 256 (8 times a power of two)."""
     base: int = 8
@@ -75,6 +78,8 @@ class LearnConfig(JointConfig, MinmaxConfig):
     """Images from one report (samples, distance) to the next; the first reports come sooner."""
     checkpoint: str = "1m"
     """Wall time from one checkpoint to the next."""
+    init: str | None = None
+    """joint, layerwise, backward-correction: a run whose generator, of the same sizes, this one starts from."""
 
 
 def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> int:
@@ -85,6 +90,8 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
     if config.method == "minmax":
         from forwardsr.learning_minmax import learn_theorem
 
+        if config.init is not None:
+            raise UserError("--init: minmax starts from its own warm start; leave it out")
         chosen = MinmaxConfig(**{f.name: getattr(config, f.name) for f in fields(MinmaxConfig)})
         return learn_theorem(config.source, config.channels, chosen, config.seed, out, console, command)
     validate(config)
@@ -105,28 +112,47 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
     # A run goes on with the precision it was begun with, whatever would be faster here.
     settings["precision"] = made.get("precision") or resolve_precision(config.precision, device)
     settings["sides"] = [shape[-1] for shape in source.shapes]
+    if config.method == "last-layer":
+        settings["random_width"] = config.random_width or matching_width(
+            settings["sides"], config.width, config.latent, source.shapes[0][0]
+        )
+    learner = make_learner(settings, source, device, limits)
+    if config.init is not None and not (out / "checkpoint.pt").exists():
+        copy_start(Path(config.init), learner.generator)
+        learner.average.load_state_dict(learner.generator.state_dict())
     run = Run.create(out, settings, FREE)
     try:
-        return _learn(run, config, settings, source, device, limits, checkpoint_seconds, console)
+        return _learn(run, learner, config, limits, checkpoint_seconds, console)
     finally:
         run.close()
 
 
+def make_learner(
+    settings: Mapping[str, Any], source: Source, device: torch.device, limits: Budget
+) -> JointLearner:  # fmt: skip
+    """The learner of ``settings["method"]``. Raises :class:`UserError` where its stages do not fit the budget."""
+    config = JointConfig(**{f.name: settings[f.name] for f in fields(JointConfig)})
+    if settings["method"] == "joint":
+        return JointLearner(config, source, device)
+    stages = schedule(settings["method"], settings["sides"])
+    ends = stage_ends(settings["shares"], stages, limits, config.batch)
+    return ScheduledLearner(config, source, device, stages, ends, settings["random_width"])
+
+
 def _learn(
-    run: Run, config: LearnConfig, settings: dict[str, Any], source: Source, device: torch.device, limits: Budget,
-    checkpoint_seconds: float, console: Console,
-) -> int:  # fmt: skip
-    fresh = not run.log_path.exists()
-    joint = JointConfig(**{f.name: settings[f.name] for f in fields(JointConfig)})
-    learner = JointLearner(joint, source, device)
+    run: Run, learner: JointLearner, config: LearnConfig, limits: Budget, checkpoint_seconds: float, console: Console
+) -> int:
+    fresh, source = not run.log_path.exists(), learner.source
+    observer = Observer(run, learner, console)
+    if not (run.path / "checkpoint.pt").exists():
+        observer.begin()
     if fresh:
         for note in getattr(source, "notes", []):
             run.log("note", message=note)
-        console.print(describe(learner, source, settings))
-    observer = Observer(run, learner, source, console)
+        console.print(describe(learner, run.config))
     try:
         stopped = train(
-            learner, run, limits, observer,
+            learner, run, limits, observer, observer.stage_begins,
             report_images=config.report_images, checkpoint_seconds=checkpoint_seconds, console=console,
         )  # fmt: skip
     except Diverged as error:
@@ -137,14 +163,20 @@ def _learn(
     if stopped:
         console.print(f"saved at step {learner.step:,}; the same command goes on from here")
         return stopped
-    finish(run, learner, source, observer, console)
+    finish(run, learner, console)
     return 0
 
 
 def validate(config: LearnConfig) -> None:
     """One clear line for every setting that cannot be."""
     if config.method not in METHODS:
-        raise UserError(f"--method {config.method}: no such method; say {' or '.join(METHODS)}")
+        raise UserError(f"--method {config.method}: no such method; say {', '.join(METHODS)}")
+    if config.shares is not None and config.method in ("joint", "last-layer"):
+        raise UserError(f"--shares: {config.method} has a single stage; leave it out")
+    if config.random_width is not None and (config.method != "last-layer" or config.random_width < 1):
+        raise UserError(f"--random-width {config.random_width}: at least 1, and for --method last-layer only")
+    if config.init is not None and config.method == "last-layer":
+        raise UserError("--init: last-layer starts from random layers; leave it out")
     if config.loss not in LOSSES:
         raise UserError(f"--loss {config.loss}: no such loss; say {', '.join(LOSSES)}")
     if config.heads not in ("coarse", "all", "none"):
@@ -194,8 +226,9 @@ def open_images_source(config: LearnConfig, console: Console) -> Source:
     return source
 
 
-def describe(learner: JointLearner, source: Source, settings: dict[str, Any]) -> str:
+def describe(learner: JointLearner, settings: Mapping[str, Any]) -> str:
     """One line on what is about to be trained."""
+    source = learner.source
     count = sum(p.numel() for p in learner.generator.parameters()), sum(p.numel() for p in learner.critic.parameters())
     size = f"{len(source):,} images" if isinstance(source, FiniteSource) else "fresh samples"
     return (
@@ -204,103 +237,20 @@ def describe(learner: JointLearner, source: Source, settings: dict[str, Any]) ->
     )
 
 
-class Observer:
-    """What happens at a report: samples of the same latents, the distance, the best weights, alarms. Pure of training."""
-
-    def __init__(self, run: Run, learner: JointLearner, source: Source, console: Console) -> None:
-        self.run, self.learner, self.source, self.console = run, learner, source, console
-        self.latents = torch.randn(
-            FIXED_LATENTS, learner.config.latent, generator=torch.Generator().manual_seed(LATENT_SEED)
-        )
-        self._reference: Reference | None = None
-        self.last_step = -1
-
-    @property
-    def reference(self) -> Reference:
-        """The real side of the distance, made once; the real pictures of the report with it."""
-        if self._reference is None:
-            channels = self.source.shapes[0][0]
-            self._reference = Reference.from_source(self.source, PROBE, seed=0, channels=channels)
-            real = self.source.draw(FIXED_LATENTS, torch.Generator().manual_seed(LATENT_SEED))
-            self.save_grids("real", real)
-        return self._reference
-
-    def save_grids(self, name: str, pyramid: Pyramid, columns: int = FIXED_LATENTS // 2) -> None:
-        """One picture a level under samples/."""
-        for images in pyramid:
-            save_png(grid(images, columns), self.run.path / "samples" / f"{name}-{images.shape[-1]:03d}.png")
-
-    def best(self) -> dict[str, Any] | None:
-        """The log's line of the best weights so far."""
-        marked = [line for line in self.run.lines("distance") if line.get("best")]
-        return marked[-1] if marked else None
-
-    def __call__(self, elapsed: float) -> None:
-        step, images = self.learner.step, self.learner.images
-        if step == self.last_step:
-            return
-        self.last_step = step
-        model = self.learner.shown()
-        shown = draw_levels(model, self.latents)
-        self.save_grids(f"{step:08d}", shown)
-        generator = torch.Generator().manual_seed(LATENT_SEED + 1)
-        distance = self.reference.compare(model.sample(self.reference.n, generator))
-        score, best = distance.score(), self.best()
-        is_best = math.isfinite(score) and (best is None or best["score"] is None or score < best["score"])
-        metadata = network_metadata(model)
-        self.run.save_weights("model.safetensors", model.state_dict(), metadata)
-        if is_best:
-            self.run.save_weights("best.safetensors", model.state_dict(), metadata)
-            self.save_grids("best", shown)
-            self.save_grids("walk", draw_levels(model, walks(self.latents)), STOPS)
-        self.run.log(
-            "distance", step=step, images=images, seconds=round(elapsed, 2), best=is_best, **distance.to_json()
-        )
-        self.console.print(
-            f"{images:>9,} images  score {score:.3f}{' (best so far)' if is_best else ''}  raw "
-            + " ".join(f"{side}:{value:.0f}" for side, value in zip(distance.sides, distance.raw))
-        )
-        for message in alarms(distance, None if best is None else best["score"], images):
-            self.run.log("alarm", step=step, message=message)
-            self.console.print(f"alarm: {message}")
-
-
-def alarms(distance: Distance, best: float | None, images: int) -> list[str]:
-    """What is wrong with the samples, if anything: from :data:`GRACE` images on, all generators being alike before."""
-    if images < GRACE:
-        return []
-    found = [
-        f"the {side} px samples have collapsed: two random ones agree to {value:.2f} (MS-SSIM; real ones to {real:.2f})"
-        for side, value, real in zip(distance.sides, distance.diversity, distance.real_diversity)
-        if value > COLLAPSED > real
-    ]
-    found += [
-        f"the {side} px samples are few pictures over and over: each has another {value / real:.2f} times as near as real ones"
-        for side, value, real in zip(distance.sides, distance.spacing, distance.real_spacing)
-        if value < CROWDED * real
-    ]
-    if best is not None and distance.score() > best + FALLEN:
-        found.append(f"the score has risen from {best:.2f} to {distance.score():.2f}; the best weights are kept")
-    return found
-
-
-def walks(latents: torch.Tensor) -> torch.Tensor:
-    """Spherical interpolations from one fixed latent to the next: ``WALKS`` rows of ``STOPS``, one after the other."""
-    rows = []
-    for k in range(WALKS):
-        a, b = latents[2 * k], latents[2 * k + 1]
-        angle = torch.arccos(torch.nn.functional.cosine_similarity(a, b, dim=0))
-        t = torch.linspace(0, 1, STOPS)[:, None]
-        rows.append((torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle))
-    return torch.cat(rows)
-
-
-def finish(run: Run, learner: JointLearner, source: Source, observer: Observer, console: Console) -> None:
+def finish(run: Run, learner: JointLearner, console: Console) -> None:
     """The final distance of the best weights, as a table and ``distance.json``, and the report."""
     start = time.monotonic()
+    levels, source = learner.stage.levels, learner.source
+    if learner.index + 1 < len(learner.stages):
+        which = f"stage {learner.index + 1} of {len(learner.stages)} ({learner.stage.name})"
+        message = f"the budget ended at {which}; a larger one goes on"
+        run.log("note", message=message)
+        console.print(f"note: {message}")
     model = load_generator(run.path)
-    reference = Reference.from_source(source, FINAL, seed=1, channels=source.shapes[0][0])
-    distance = reference.compare(model.sample(reference.n, torch.Generator().manual_seed(LATENT_SEED + 2)))
+    assert isinstance(model, DeconvGenerator)
+    reference = Reference.from_source(coarsest(source, levels), FINAL, seed=1, channels=source.shapes[0][0])
+    sampled = model.sample(reference.n, torch.Generator().manual_seed(LATENT_SEED + 2), levels=levels)
+    distance = reference.compare(sampled)
     run.write_json("distance.json", distance.to_json())
     console.print(distance.table())
     page = write_report([run.path], run.path / "report.html")

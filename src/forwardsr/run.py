@@ -1,9 +1,10 @@
 """The Run: a folder that holds everything about one learning, so that nothing needs the process that made it.
 
 ``config.json`` (settings, with a schema version), ``log.jsonl`` (one JSON object a line), ``model.safetensors`` (the last
-weights) and ``best.safetensors`` (the best by the run's own distance), ``checkpoint.pt`` (everything needed to go on bit for
-bit), ``samples/``, ``figures/``, ``report.html``. Every file is written under a temporary name, flushed to disk and renamed,
-so a run killed at any moment still has its last checkpoint whole. The log is cut back to the checkpoint on resuming.
+weights) and ``best.safetensors`` (the best by the run's own distance), ``critic.safetensors``, ``snapshots/`` (the generator
+through training), ``checkpoint.pt`` (everything needed to go on bit for bit), ``samples/``, ``figures/``, ``report.html``. Every
+file is written under a temporary name, flushed to disk and renamed, so a run killed at any moment still has its last
+checkpoint whole. The log is cut back to the checkpoint on resuming.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +28,7 @@ import forwardsr
 from forwardsr.errors import UserError
 
 SCHEMA = 1
+SNAPSHOTS = 24  # kept of a run's generator: at 2.4 MB each (64 px) less than 60 MB
 
 
 @contextlib.contextmanager
@@ -163,7 +166,7 @@ class Run:
         return self.path / "log.jsonl"
 
     def log(self, kind: str, **values: Any) -> None:
-        """Append one line to the log; ``kind`` tells lines apart (train, distance, alarm, note, end)."""
+        """Append one line to the log; ``kind`` tells lines apart (train, distance, switch, alarm, note, end)."""
         try:
             with self.log_path.open("a") as file:
                 file.write(json.dumps({"kind": kind, **values}) + "\n")
@@ -196,12 +199,29 @@ class Run:
 
     def load_weights(self, name: str) -> dict[str, Tensor]:
         """Read ``name``. Raises :class:`UserError` where it is missing or damaged."""
-        try:
-            return load_file(self.path / name)
-        except FileNotFoundError:
-            raise UserError(f"{self.path / name}: no weights yet; let `forwardsr learn` run longer") from None
-        except Exception as error:  # safetensors has an exception type of its own for every kind of damage
-            raise UserError(f"{self.path / name}: cannot be read ({error}); train the run again") from None
+        return read_weights(self.path / name)[0]
+
+    # -- snapshots ------------------------------------------------------------------------------------------------------
+
+    def save_snapshot(self, images: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Keep the generator as it is after ``images`` images; of more than :data:`SNAPSHOTS` the most crowded are dropped.
+
+        The first, those nearest above the powers of two and the last are always kept. Later ones than ``images`` are dropped:
+        a run that goes on from a checkpoint makes them again.
+        """
+        (self.path / "snapshots").mkdir(exist_ok=True)
+        for later, file in self.snapshots():
+            if later > images:
+                file.unlink()
+        self.save_weights(f"snapshots/{images:09d}.safetensors", tensors, metadata)
+        kept = self.snapshots()
+        for images in set(thinned([images for images, _ in kept], SNAPSHOTS)) ^ {images for images, _ in kept}:
+            (self.path / f"snapshots/{images:09d}.safetensors").unlink()
+
+    def snapshots(self) -> list[tuple[int, Path]]:
+        """``(images seen, file)`` in order; the first, at 0, is the initialisation. Empty where none were kept."""
+        files = (self.path / "snapshots").glob("*.safetensors")
+        return sorted((int(file.stem), file) for file in files if file.stem.isdigit())
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write ``checkpoint.pt``; the place in the log goes with it."""
@@ -229,6 +249,31 @@ class Run:
         if self.log_path.exists() and self.log_path.stat().st_size > offset:
             os.truncate(self.log_path, offset)
         return state
+
+
+def thinned(counts: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of ascending ``counts``, where they can be spared: not 0, the first at or above each power of two, nor
+    the last. The one with the nearest neighbours goes first, so what is left is spread evenly.
+    """
+    kept = list(counts)
+    while len(kept) > most:
+        spare = [i for i in range(1, len(kept) - 1) if kept[i].bit_length() == kept[i - 1].bit_length()]
+        if not spare:
+            break
+        del kept[min(spare, key=lambda i: kept[i + 1] - kept[i - 1])]
+    return kept
+
+
+def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a ``.safetensors`` file. Raises :class:`UserError` where it is missing or damaged."""
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata: dict[str, str] = opened.metadata() or {}
+        return load_file(file), metadata
+    except FileNotFoundError:
+        raise UserError(f"{file}: no weights yet; let `forwardsr learn` run longer") from None
+    except Exception as error:  # safetensors has an exception type of its own for every kind of damage
+        raise UserError(f"{file}: cannot be read ({error}); train the run again") from None
 
 
 class Pace:

@@ -47,10 +47,14 @@ def learner(**settings: object) -> JointLearner:
 def run_for(path: Path, steps: int, made: JointLearner) -> int:
     run = Run.create(path, {"source": "pictures"}, frozenset())
     code = train(
-        made, run, Budget(steps=steps), lambda _: None, report_images=64, checkpoint_seconds=1e9, console=QUIET
+        made, run, Budget(steps=steps), ignore, ignore, report_images=64, checkpoint_seconds=1e9, console=QUIET
     )
     run.close()
     return code
+
+
+def ignore(_elapsed: float) -> None:
+    """Nothing is watched here."""
 
 
 def flat(state: object) -> list[object]:
@@ -125,7 +129,7 @@ def test_losses_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(tmp_pat
 
     broken.load = load_and_break  # type: ignore[method-assign, assignment]
     with pytest.raises(Diverged, match="step 5"):
-        train(broken, run, Budget(steps=9), lambda _: None, report_images=64, checkpoint_seconds=0.0, console=QUIET)
+        train(broken, run, Budget(steps=9), ignore, ignore, report_images=64, checkpoint_seconds=0.0, console=QUIET)
     run.close()
     saved = Run.read(tmp_path / "run").load_checkpoint()
     assert saved is not None

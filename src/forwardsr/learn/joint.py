@@ -7,18 +7,19 @@ shown, measured and kept is the exponential moving average of the generator's we
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from forwardsr.data.coarsest import coarsest
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import Epochs, Source
 from forwardsr.learn.adversarial import LOSSES, adversarial_gradients, average, gradient_penalty
 from forwardsr.model.critic import Critic
-from forwardsr.model.deconv_generator import DeconvGenerator, recalibrate
+from forwardsr.model.deconv_generator import DeconvGenerator
 
 CALIBRATION = 1024  # latents from which the shown generator's batch-norm moments are taken
 
@@ -58,28 +59,95 @@ class JointConfig:
     """float32, bfloat16 (autocast), or auto: the faster of the two here."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What is learned together: hidden layers and outputs ``first .. levels - 1`` (from 0), against the images of levels
+    ``0 .. levels - 1``. Layers below ``first`` are frozen, those from ``levels`` on are not computed.
+    """
+
+    name: str
+    first: int
+    levels: int
+
+    @property
+    def trained(self) -> range:
+        """The levels that learn."""
+        return range(self.first, self.levels)
+
+
 class JointLearner:
-    """Both networks, their optimizers, the averaged generator and every random state: one training, step by step."""
+    """Both networks, their optimizers, the averaged generator and every random state: one training, step by step.
+
+    A single stage in which everything learns; :class:`forwardsr.learn.schedules.ScheduledLearner` has others.
+    """
 
     def __init__(self, config: JointConfig, source: Source, device: torch.device) -> None:
         """``source`` in image form; its shapes fix the sides and the channels."""
-        self.config, self.device = config, device
-        sides = [shape[-1] for shape in source.shapes]
-        channels = source.shapes[0][0]
+        self.config, self.source, self.device = config, source, device
         self.rng = torch.Generator().manual_seed(config.seed)
-        self.generator = DeconvGenerator(
-            sides, width=config.width, latent=config.latent, channels=channels, generator=self.rng
-        ).to(device)
-        heads = [config.heads == "all" or (config.heads == "coarse" and side < sides[-1]) for side in sides]
-        self.critic = Critic(sides, width=config.width, channels=channels, heads=heads, generator=self.rng).to(device)
+        self.generator = self.new_generator().to(device)
         self.average = copy.deepcopy(self.generator)
-        fused = device.type in ("cpu", "cuda")
-        betas = (config.beta1, config.beta2)
-        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), config.rate_g, betas, fused=fused)
-        self.optimizer_d = torch.optim.Adam(self.critic.parameters(), config.rate_d, betas, fused=fused)
-        self.data = Epochs(source, config.batch, config.seed, config.flip)
-        self.weights = torch.ones(1 + len(self.critic.headed), device=device)
         self.step = 0
+        self.begin(0)
+
+    @property
+    def sides(self) -> list[int]:
+        """Of the images, coarse first."""
+        return [shape[-1] for shape in self.source.shapes]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages, in order."""
+        return (Stage("all levels together", 0, len(self.sides)),)
+
+    @property
+    def stage(self) -> Stage:
+        """The present one."""
+        return self.stages[self.index]
+
+    def new_generator(self) -> DeconvGenerator:
+        """The network to train, its weights drawn from ``rng``."""
+        config = self.config
+        return DeconvGenerator(
+            self.sides, width=config.width, latent=config.latent, channels=self.source.shapes[0][0], generator=self.rng
+        )
+
+    def judged(self) -> range:
+        """The levels whose images the present stage can change: only these may have a logit of their own."""
+        return self.stage.trained
+
+    def begin(self, index: int) -> None:
+        """Make ready for a stage: its layers learn and no others, under a fresh critic of its levels and fresh optimizers."""
+        self.index, self.began = index, self.step
+        config, stage = self.config, self.stage
+        for level, parts in enumerate(zip(self.generator.layers, self.generator.outputs)):
+            for part in parts:
+                part.train(level in stage.trained).requires_grad_(level in stage.trained)
+        sides = self.sides[: stage.levels]
+        heads = [
+            level in self.judged() and (config.heads == "all" or (config.heads == "coarse" and side < sides[-1]))
+            for level, side in enumerate(sides)
+        ]
+        self.critic = Critic(
+            sides, width=config.width, channels=self.source.shapes[0][0], heads=heads, generator=self.rng
+        ).to(self.device)
+        pairs = list(zip(self.average.parameters(), self.generator.parameters()))
+        self._averaged = [a for a, g in pairs if g.requires_grad]
+        self._learned = [g for _, g in pairs if g.requires_grad]
+        fused = self.device.type in ("cpu", "cuda")
+        betas = (config.beta1, config.beta2)
+        self.optimizer_g = torch.optim.Adam(self._learned, config.rate_g, betas, fused=fused)
+        self.optimizer_d = torch.optim.Adam(self.critic.parameters(), config.rate_d, betas, fused=fused)
+        self.data = Epochs(coarsest(self.source, stage.levels), config.batch, config.seed, config.flip, self.images)
+        self.weights = torch.ones(1 + len(self.critic.headed), device=self.device)
+
+    def stage_over(self, spent: float) -> bool:
+        """Whether the present stage ends now that this fraction of the budget is spent. The last one never does."""
+        return False
+
+    def next_stage(self) -> None:
+        """Freeze what is to be frozen and begin the stage after the present one."""
+        raise RuntimeError("there is no further stage")
 
     @property
     def images(self) -> int:
@@ -95,7 +163,7 @@ class JointLearner:
         self.optimizer_d.zero_grad()
         self.optimizer_g.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            fake = self.generator(z)
+            fake = self.generator.render(self.generator.hidden(z, self.stage.levels))
             loss_d, loss_g, gradients = adversarial_gradients(
                 self.critic, real, fake, LOSSES[config.loss], self.weights
             )
@@ -106,19 +174,22 @@ class JointLearner:
                 penalty = penalty + gradient_penalty(self.critic, fake, self.rng)
             (config.gamma * config.penalty_interval * penalty).backward()
             record["penalty"] = penalty.detach()
-        torch.autograd.backward(list(fake.levels), gradients)
+        learned = [(x, gradient) for x, gradient in zip(fake, gradients) if x.requires_grad]
+        torch.autograd.backward([x for x, _ in learned], [gradient for _, gradient in learned])
         self.optimizer_d.step()
         self.optimizer_g.step()
         self.step += 1
-        half_life = min(config.ema_images, 0.05 * self.images)
-        decay = 0.5 ** (config.batch / half_life)
-        average(list(self.average.parameters()), list(self.generator.parameters()), decay)
+        half_life = min(config.ema_images, 0.05 * (self.step - self.began) * config.batch)
+        average(self._averaged, self._learned, 0.5 ** (config.batch / half_life))
         return record
 
     def shown(self) -> DeconvGenerator:
-        """The averaged generator, its batch-norm moments its own, in evaluation mode. Changes nothing of the training."""
+        """The averaged generator, its batch-norm moments its own, in evaluation mode. Changes nothing of the training.
+
+        Frozen layers keep the moments that they were frozen with.
+        """
         model = copy.deepcopy(self.average)
-        recalibrate(model, CALIBRATION, seed=self.config.seed)
+        calibrate(model, self.stage.trained, seed=self.config.seed)
         return model.eval()
 
     def state(self) -> dict[str, Any]:
@@ -132,40 +203,45 @@ class JointLearner:
             "rng": self.rng.get_state(),
             "position": self.data.position,
             "step": self.step,
+            "stage": self.index,
+            "began": self.began,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`."""
+        self.begin(state.get("stage", 0))  # a checkpoint older than stages has a single one
         for name in ("generator", "critic", "average", "optimizer_g", "optimizer_d"):
             getattr(self, name).load_state_dict(state[name])
         self.rng.set_state(state["rng"])
-        self.data.position, self.step = state["position"], state["step"]
+        self.data.position, self.step, self.began = state["position"], state["step"], state.get("began", 0)
 
 
-def network_metadata(model: DeconvGenerator) -> dict[str, str]:
-    """What ``model.safetensors`` says of itself, so that :func:`load_network` can rebuild it."""
-    return {
-        "format": "forwardsr/1",
-        "family": "deconv",
-        "sides": ",".join(map(str, model.sides)),
-        "width": str(model.width),
-        "latent": str(model.latent),
-        "channels": str(model.channels),
-    }
+@torch.no_grad()
+def calibrate(model: DeconvGenerator, levels: Sequence[int], seed: int, n: int = CALIBRATION, batch: int = 256) -> None:
+    """Set the running moments of the batch norms of ``levels`` (from 0) to those of ``n`` fresh latents.
+
+    Averaged weights do not have the moments that were averaged beside them. The layers below are in evaluation mode, so they
+    keep their moments and the inputs calibrated for are those that evaluation will see. Leaves ``model`` in evaluation mode.
+    """
+    model.eval()
+    norms = [part for level in levels for part in model.layers[level].modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    z = torch.randn(n, model.latent, generator=torch.Generator().manual_seed(seed))
+    for part in z.to(next(model.parameters()).device).split(batch):
+        model.hidden(part, max(levels) + 1)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    model.eval()
 
 
-def load_network(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> DeconvGenerator:
-    """The network of a weights file, in evaluation mode. Raises ``KeyError`` where the metadata is another network's."""
-    model = DeconvGenerator(
-        [int(side) for side in metadata["sides"].split(",")],
-        width=int(metadata["width"]), latent=int(metadata["latent"]), channels=int(metadata["channels"]),
-    )  # fmt: skip
-    model.load_state_dict(dict(tensors))
-    return model.eval()
-
-
-def draw_levels(model: DeconvGenerator, z: Tensor, batch: int = 256) -> Pyramid:
-    """``model(z)`` without gradients, ``batch`` at a time, on the CPU."""
+def draw_levels(model: DeconvGenerator, z: Tensor, levels: int, batch: int = 256) -> Pyramid:
+    """The coarsest ``levels`` of ``model(z)`` without gradients, ``batch`` latents at a time, on the CPU."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        return Pyramid.cat([model(part.to(device)).map(device="cpu") for part in z.split(batch)])
+        return Pyramid.cat(
+            [model.render(model.hidden(part.to(device), levels)).map(device="cpu") for part in z.split(batch)]
+        )

@@ -31,7 +31,7 @@ class Diverged(Exception):
 
 @runtime_checkable
 class StepLearner(Protocol):
-    """A learner that moves in steps and whose whole state can be saved."""
+    """A learner that moves in steps, perhaps in stages by share of the budget, and whose whole state can be saved."""
 
     step: int
 
@@ -44,9 +44,13 @@ class StepLearner(Protocol):
 
     def load(self, state: dict[str, Any]) -> None: ...
 
+    def stage_over(self, spent: float) -> bool: ...
+
+    def next_stage(self) -> None: ...
+
 
 Observe = Callable[[float], None]
-"""Called at every report with the seconds of training so far."""
+"""Called at every report, or after every change of stage, with the seconds of training so far."""
 
 
 def reports_passed(before: int, after: int, every: int) -> bool:
@@ -75,10 +79,12 @@ def signals_caught() -> Iterator[list[int]]:
 
 
 def train(
-    learner: StepLearner, run: Run, budget: Budget, observe: Observe, *, report_images: int, checkpoint_seconds: float,
-    console: Console,
+    learner: StepLearner, run: Run, budget: Budget, observe: Observe, on_stage: Observe, *, report_images: int,
+    checkpoint_seconds: float, console: Console,
 ) -> int:  # fmt: skip
     """Go on until ``budget`` is spent; returns 0, or 128 + the signal that stopped it after a checkpoint was saved.
+
+    A stage ends with a report; ``on_stage`` is called when the next has begun, and a checkpoint makes that final.
 
     Raises :class:`Diverged` where a loss is not finite.
     """
@@ -98,7 +104,12 @@ def train(
 
     with signals_caught() as caught, _progress(console) as progress:
         task = progress.add_task("learning", total=1.0, speed="", losses="")
-        while budget.spent(time.monotonic() - start, learner.step, learner.images) < 1.0 and not caught:
+        while (spent := budget.spent(time.monotonic() - start, learner.step, learner.images)) < 1.0 and not caught:
+            if learner.stage_over(spent):
+                observe(time.monotonic() - start)
+                learner.next_stage()
+                on_stage(time.monotonic() - start)
+                save()
             before = learner.images
             record = learner.advance()
             for key, value in record.items():

@@ -3,8 +3,8 @@
 import torch
 
 from forwardsr.data.pyramid import Pyramid, pool
-from forwardsr.learning import GRACE, alarms, walks
 from forwardsr.measure.distance import Reference
+from forwardsr.observing import GRACE, alarms, walks
 
 
 def pictures(n: int, seed: int) -> Pyramid:
