@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from forwardsr.cli import main
+from forwardsr.generators import load_critic, load_generator, load_snapshot
+from forwardsr.run import Run
 
 TINY = [
     "--resolution",
@@ -80,6 +82,96 @@ def test_learn_draw_measure_report(pictures: Path, tmp_path: Path, capsys: pytes
     assert found["sides"] == [8, 16]
     assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
     assert "<html" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["layerwise", "last-layer", "backward-correction"])
+def test_the_scheduled_learners_go_the_whole_way(
+    method: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["learn", str(pictures), *TINY, "--method", method, "--report-images", "1024", "--out", str(out)]
+    assert main([*command, "--steps", "12"]) == 0
+    lines = Run.read(out).lines()
+    reports = [line for line in lines if line["kind"] == "distance"]
+    sides = {"layerwise": [[8], [8, 16]], "last-layer": [[8, 16]], "backward-correction": [[8], [8, 16], [8, 16]]}[
+        method
+    ]
+    assert [line["sides"] for line in reports] == sides
+    assert all(line["best"] for line in reports)  # each the first of its stage
+    images = [48 * (k + 1) // len(sides) for k in range(len(sides))]
+    assert [line["images"] for line in lines if line["kind"] == "switch"] == images[:-1]
+    assert [seen for seen, _ in Run.read(out).snapshots()] == [0, *images]
+    assert json.loads((out / "distance.json").read_text())["sides"] == [8, 16]
+
+    # What the last report showed is the last snapshot; the start of the correction is the end of the layer-wise stages.
+    snapshots = [load_snapshot(path).state_dict() for _, path in Run.read(out).snapshots()]
+    assert same_weights(snapshots[-1], load_generator(out, "last").state_dict())
+    assert not same_weights(snapshots[0], snapshots[-1])
+    if method == "backward-correction":
+        assert same_weights(load_snapshot(out / "before.safetensors").state_dict(), snapshots[-2])
+    else:
+        assert not (out / "before.safetensors").exists()
+    assert load_critic(out).sides == (8, 16)
+
+    # A larger budget goes on in the last stage; pictures and page come out; another method is refused.
+    assert main([*command, "--steps", "14"]) == 0
+    assert len(Run.read(out).lines("switch")) == len(sides) - 1
+    assert main(["draw", str(out), "-n", "2", "--out", str(tmp_path / "s.npz")]) == 0
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert arrays["x1"].shape == (2, 4, 48)
+    assert "<html" in (out / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["learn", str(pictures), *TINY, "--method", "joint", "--out", str(out)]) == 2
+    assert "--method" in one_line(capsys)
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_starts_from_another_ones_generator(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["learn", str(pictures), *TINY, "--steps", "4", "--out", str(first)]) == 0
+    command = ["learn", str(pictures), *TINY, "--method", "layerwise", "--steps", "4", "--init", str(first)]
+    assert main([*command, "--out", str(second)]) == 0
+    theirs, ours = load_generator(first).state_dict(), load_snapshot(Run.read(second).snapshots()[0][1]).state_dict()
+    for key in theirs:
+        if "norm" not in key:  # the moments are taken anew
+            assert torch.equal(theirs[key], ours[key]), key
+    capsys.readouterr()
+    for more, says in (
+        (["--width", "5"], "--init"),
+        (["--method", "last-layer"], "--init"),
+        (["--init", str(tmp_path / "nowhere")], "nowhere"),
+    ):
+        assert main([*command, *more, "--out", str(tmp_path / "third")]) == 2
+        assert says in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--method", "layerwise", "--shares", "1,2,3"], "--shares 1,2,3: give 2 positive numbers"),
+        (["--method", "backward-correction", "--shares", "1,1"], "--shares 1,1: give 3"),
+        (["--method", "layerwise", "--shares", "1,zero"], "--shares 1,zero"),
+        (["--method", "layerwise", "--steps", "1"], "--shares: 1 steps"),
+        (["--method", "joint", "--shares", "1,1"], "--shares: joint"),
+        (["--method", "last-layer", "--shares", "1"], "--shares: last-layer"),
+        (["--method", "last-layer", "--random-width", "0"], "--random-width 0"),
+        (["--method", "layerwise", "--random-width", "64"], "--random-width 64"),
+        (["--method", "layer-wise"], "--method layer-wise"),
+    ],
+)
+def test_settings_of_stages_that_cannot_be(
+    more: list[str], says: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["learn", str(pictures), *TINY, *more, "--out", str(tmp_path / "out")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert says in lines[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_is_not_continued_with_other_settings(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,34 @@ def test_weights_go_and_come(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         run.load_weights("model.safetensors")
     run.close()
+
+
+def test_snapshots_are_kept_in_order_and_later_ones_are_made_again(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "r", {}, frozenset())
+    assert run.snapshots() == []
+    for images in (0, 1000, 20_000, 3000):  # the last: going on from a checkpoint before 20,000
+        run.save_snapshot(images, {"a": torch.tensor([float(images)])}, {})
+    assert [images for images, _ in run.snapshots()] == [0, 1000, 3000]
+    tensors, _ = run_module.read_weights(run.snapshots()[1][1])
+    assert float(tensors["a"]) == 1000
+    for images in range(4000, 80_000, 1000):
+        run.save_snapshot(images, {"a": torch.zeros(1)}, {})
+    kept = [images for images, _ in run.snapshots()]
+    assert len(kept) == run_module.SNAPSHOTS
+    assert {0, 1000, 79_000} <= set(kept)
+    run.close()
+
+
+def test_thinning_keeps_the_ends_and_the_powers_of_two_and_spreads_the_rest() -> None:
+    assert run_module.thinned([0, 1, 2, 3], 4) == [0, 1, 2, 3]
+    # 1030 is the first above 1024, and 2048 a power itself; of 1100, 1500, 2000 the most crowded goes.
+    assert run_module.thinned([0, 1030, 1100, 1500, 2000, 2048, 3000], 6) == [0, 1030, 1500, 2000, 2048, 3000]
+    # Nothing can be spared: more are kept than asked for.
+    assert run_module.thinned([0, 1, 2, 4, 8, 9], 2) == [0, 1, 2, 4, 8, 9]
+    kept: list[int] = []
+    for images in range(0, 200):
+        kept = run_module.thinned([*kept, images], 24)
+    assert len(kept) == 24
+    assert {0, 1, 2, 4, 8, 16, 32, 64, 128, 199} <= set(kept)
+    late = [b - a for a, b in pairwise(kept) if a >= 32]
+    assert max(late) <= 4 * 199 / 24

@@ -108,6 +108,9 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
     if config.precision == "auto":
         settings["precision"] = None
     made = Run.check(out, settings, FREE)
+    start = Path(config.init) if config.init is not None and not (out / "checkpoint.pt").exists() else None
+    if start is not None:
+        Run.read(start)
     source = open_images_source(config, console)
     # A run goes on with the precision it was begun with, whatever would be faster here.
     settings["precision"] = made.get("precision") or resolve_precision(config.precision, device)
@@ -117,8 +120,8 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
             settings["sides"], config.width, config.latent, source.shapes[0][0]
         )
     learner = make_learner(settings, source, device, limits)
-    if config.init is not None and not (out / "checkpoint.pt").exists():
-        copy_start(Path(config.init), learner.generator)
+    if start is not None:
+        copy_start(start, learner.generator)
         learner.average.load_state_dict(learner.generator.state_dict())
     run = Run.create(out, settings, FREE)
     try:
