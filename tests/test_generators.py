@@ -34,7 +34,8 @@ def run_with(path: Path, model: DeconvGenerator) -> Run:
 def test_a_generator_comes_back_of_its_own_kind(tmp_path: Path, kind: type[DeconvGenerator]) -> None:
     model = kind((8, 16), width=4, latent=6, generator=torch.Generator().manual_seed(1)).eval()
     run_with(tmp_path / "run", model)
-    for loaded in (load_generator(tmp_path / "run"), load_snapshot(tmp_path / "run" / "model.safetensors")):
+    file = tmp_path / "run" / "model.safetensors"
+    for loaded in (load_generator(tmp_path / "run"), load_generator(file), load_snapshot(file)):
         assert type(loaded) is kind
         assert not loaded.training
         for a, b in zip(loaded(Z), model(Z)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from forwardsr.errors import UserError
 from forwardsr.model.critic import Critic
 from forwardsr.model.deconv_generator import DeconvGenerator
@@ -13,24 +15,32 @@ from forwardsr.run import Run, read_weights
 
 
 def load_generator(path: Path, weights: str = "best") -> DeconvGenerator | PatchGenerator:
-    """The generator of a Run, or of a network file (``.safetensors``).
+    """The generator of a Run, or of a network file (``.safetensors``: a target, a snapshot, ``before.safetensors``).
 
     ``weights``: of a Run, its ``best`` (the last where it keeps no best) or its ``last``. Raises :class:`UserError` where
     ``path`` is neither, or has no weights yet.
     """
-    if path.suffix == ".safetensors":
-        return load_target(path)
-    Run.read(path)
     if weights not in ("best", "last"):
         raise UserError(f"--weights {weights}: say best or last")
+    if path.suffix == ".safetensors":
+        return load_snapshot(path) if _is_deconv(path) else load_target(path)
+    Run.read(path)
     best = weights == "best" and (path / "best.safetensors").exists()
     file = path / ("best.safetensors" if best else "model.safetensors")
-    _, metadata = read_weights(file)
-    return PatchGenerator.load(file) if metadata.get("family") != "deconv" else load_snapshot(file)
+    read_weights(file)  # says what to do where there are none yet
+    return load_snapshot(file) if _is_deconv(file) else PatchGenerator.load(file)
+
+
+def _is_deconv(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get("family") == "deconv"
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_target(path: Path) -> PatchGenerator:
-    """A planted target's network. Raises :class:`UserError` where ``path`` is none."""
+    """A patch network, such as a planted target. Raises :class:`UserError` where ``path`` is none."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; `forwardsr plant --out {path}` draws a target")
     return PatchGenerator.load(path)

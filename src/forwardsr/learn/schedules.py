@@ -37,10 +37,11 @@ from forwardsr.errors import UserError
 from forwardsr.learn.budget import Budget
 from forwardsr.learn.joint import JointConfig, JointLearner, Stage, calibrate
 from forwardsr.model.critic import Critic
-from forwardsr.model.deconv_generator import KERNEL, DeconvGenerator
+from forwardsr.model.deconv_generator import DeconvGenerator
 from forwardsr.model.pooled_generator import PooledGenerator
 
 SCHEDULES = ("layerwise", "last-layer", "backward-correction")
+KERNEL = 6 * 6  # weights of a deconvolution for each pair of channels
 ROUNDING = 1e-9  # shares are sums of floats; a step is more than this part of any budget
 
 
@@ -109,10 +110,9 @@ def matching_width(sides: Sequence[int], width: int, latent: int, channels: int)
     """
     if len(sides) == 1:
         return width
-    kernel = KERNEL**2
     first = latent * width * (sides[0] // 2) ** 2
-    total = first + (len(sides) - 1) * kernel * width**2 + len(sides) * kernel * channels * width
-    root = (math.sqrt((kernel * channels) ** 2 + 4 * kernel * total) - kernel * channels) / (2 * kernel)
+    total = first + KERNEL * width * ((len(sides) - 1) * width + len(sides) * channels)
+    root = math.sqrt(channels**2 / 4 + total / KERNEL) - channels / 2
     return max(width, 8 * round(root / 8))
 
 
