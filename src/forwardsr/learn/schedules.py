@@ -103,10 +103,10 @@ def _positive(shares: str, stages: Sequence[Stage]) -> list[float]:
 
 
 def matching_width(sides: Sequence[int], width: int, latent: int, channels: int) -> int:
-    """The width w at which the last hidden layer and output have as many weights as all layers have at ``width``.
+    r"""The width w at which the last hidden layer and output have as many weights as all layers have at ``width`` m.
 
-    Without the batch norms and biases, that is :math:`36 w^2 + 36 c w = m_0 m (s_1/2)^2 + (L-1) 36 m^2 + L\\, 36 c m`; w to the
-    nearest multiple of 8, and ``width`` where there is one level.
+    Norms and biases left out, :math:`36 w^2 + 36 c w = m_0 m (s_1/2)^2 + 36 (L-1) m^2 + 36 L c m`; w to the nearest multiple of
+    8, and m where there is one level.
     """
     if len(sides) == 1:
         return width
