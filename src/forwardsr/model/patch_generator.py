@@ -188,6 +188,10 @@ class PatchGenerator:
         if header.get("format") != FORMAT:
             raise UserError(f"{path}: its format is {header.get('format', 'unnamed')}, not {FORMAT}; {hint}")
         try:
+            if "image_channels" in header:
+                from forwardsr.model.innovation_generator import InnovationGenerator
+
+                return InnovationGenerator.from_tensors(tensors, int(header["image_channels"]))
             for name in filter(None, header.get("shared", "").split(",")):
                 tensors[name] = tensors[name][:1].expand_as(tensors[name])
             levels = range(1, sum(name.startswith("W") for name in tensors) + 1)

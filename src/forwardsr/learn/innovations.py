@@ -1,0 +1,299 @@
+r"""What a finer level adds on photographs: sparse innovations whose activity the coarser level controls.
+
+The residual of :mod:`forwardsr.learn.upsampling` is written in details of 2 x 2 pixels (so that pooling the finer image still gives
+the coarser one: forward super-resolution holds exactly), each the difference of two neurons,
+
+.. math:: y = s\,[(M + g)_+ - (M - g)_+], \qquad g \sim N(0, 1), \qquad M = \langle v, S_{l-1}\rangle + c h - b .
+
+For M < 0 that is sparse, :math:`\mathrm{sign}(g)(|g| - |M|)_+`; its root mean square is nearly linear in M from M = -2 to 1.5, where it grows
+from 0.1 to 1.8. So an innovation that must be large where the coarse picture has contrast, and absent on a smooth cheek or sky, is what
+the paper's first hidden layer already is: a thresholded Gaussian, whose threshold the coarser level moves. Activity that the coarser level
+does not predict, but that the details of a patch and its neighbours share (here is texture, there is none), is a Gaussian field h.
+Measured on faces at 64 px (standardised distance, floor 19): independent Gaussian innovations 76, Gaussian ones times their predicted
+size 63, sparse ones 46 to 51 without h.
+
+* *Activity.* :math:`\hat M` = E|y| given the contrasts of the level below, by ridge regression shared by the patches of a kind, each
+  relative to its own mean; ``M = A + B rho Mhat`` makes the root mean square ``rho Mhat`` (:data:`A`, :data:`B`: least squares of the inverse
+  over [0.1, 1.6]).
+* *Two statistics a neuron* (the task of D4): rho, how sparse, from E|y| over its root mean square, for a level; s, the scale, from E y^2,
+  for each detail of each patch. c, for a level, from the variance of a patch's mean |y|. rho and c are fitted together, by drawing.
+* *Pairs* (the task of D5): the correlation of y over 3 x 3 patches, mapped to that of g, and the middle of its symmetric root as ``U_l``;
+  that of a patch's mean |y| likewise for h.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from forwardsr.learn.windows import KINDS, gather
+
+ENERGY = 0.99  # of the residual, that the details kept must hold
+SPARSITY = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)  # rhos tried
+SHARED = (
+    0.7,
+    1.0,
+    1.5,
+)  # c tried; one patch alone would also do with less, but its neighbours show that they share more
+SPREAD = 0.25  # weight of the second statistic: its logarithm moves four times as much
+DRAWN = 30_000  # patches drawn to judge a (rho, c)
+RIDGE = 0.05  # of the activity's regression, in mean variances of the contrasts
+PAIRED = 60_000  # patches the correlations are taken over
+ROWS = 20_000  # patches a kind's regression looks at
+LEAST, MOST = -4.0, 3.0  # M is kept between them when it is fitted
+SMALL = 0.05  # of a contrast's mean over patches: below it a patch's own mean is no measure
+
+
+def _phi(t: Tensor) -> Tensor:
+    return torch.exp(-t.square() / 2) / (2 * torch.pi) ** 0.5
+
+
+def mean_square(M: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """``E [(M + g)_+ - (M - g)_+]^2`` for a standard Gaussian g."""
+    t = M.abs()
+    tail, density = torch.special.ndtr(-t), _phi(t)
+    sparse = 2 * ((1 + t * t) * tail - t * density)
+    dense = 4 * (1 - 2 * tail - 2 * t * density) + 2 * ((1 + t * t) * tail + 3 * t * density)
+    return torch.where(M < 0, sparse, dense)
+
+
+def mean_absolute(M: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """``E |(M + g)_+ - (M - g)_+|`` for a standard Gaussian g."""
+    t = M.abs()
+    tail, density = torch.special.ndtr(-t), _phi(t)
+    sparse = 2 * (density - t * tail)
+    dense = 4 * (_phi(torch.zeros(())) - density) + 2 * (density + t * tail)
+    return torch.where(M < 0, sparse, dense)
+
+
+@functools.cache
+def activity_line() -> tuple[float, float]:
+    """(A, B): the line nearest to the inverse of ``M -> root mean square`` over [0.1, 1.6]."""
+    M = torch.linspace(-3, 3, 2001)
+    r = mean_square(M).sqrt()
+    M, r = M[(r > 0.1) & (r < 1.6)], r[(r > 0.1) & (r < 1.6)]
+    weight = torch.cat([r[1:] - r[:-1], (r[-1:] - r[-2:-1])]).clamp_min(0).sqrt()[:, None]  # uniform in r
+    a, b = (
+        torch.linalg.lstsq(weight * torch.stack([torch.ones_like(r), r], 1), weight * M[:, None])
+        .solution[:, 0]
+        .tolist()
+    )
+    return a, b
+
+
+@functools.cache
+def _attenuation() -> tuple[Tensor, Tensor]:
+    """The correlation of g and that of y at the typical M = A + B / 2, on a grid: 2^17 seeded pairs."""
+    a, b = activity_line()
+    M = a + 0.5 * b
+    g, h = torch.randn(2, 2**17, generator=torch.Generator().manual_seed(0))
+    rho = torch.linspace(0, 0.999, 41)
+    other = rho[:, None] * g + (1 - rho.square()).sqrt()[:, None] * h
+    y, v = ((M + x).relu() - (M - x).relu() for x in (g, other))
+    found = (y * v).mean(1) / (y.square().mean() * v.square().mean(1)).sqrt()
+    return rho, found.cummax(0).values
+
+
+def latent_correlation(c: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """The correlation that g needs for y to have the correlation ``c``."""
+    rho, found = _attenuation()
+    size = c.abs().clamp(float(found[0]), float(found[-1]))
+    i = torch.searchsorted(found, size.contiguous()).clamp(1, len(found) - 1)
+    low, high = found[i - 1], found[i]
+    return c.sign() * (rho[i - 1] + (size - low) / (high - low).clamp_min(1e-6) * (rho[i] - rho[i - 1]))
+
+
+def details(channels: int, patch: int, colours: Float[Tensor, "c c"]) -> Float[Tensor, "d q"]:
+    """Orthonormal details of the 2 x 2 blocks of a patch ``(c, patch, patch)``, q = 3/4 d: three a block and colour.
+
+    ``colours``: orthonormal columns. An odd ``patch`` leaves its last row and column without.
+    """
+    blocks = patch // 2
+    signs = torch.tensor([[1.0, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]).view(3, 2, 2) / 2
+    plane = torch.zeros(blocks, blocks, 3, patch, patch)
+    for y in range(blocks):
+        for x in range(blocks):
+            plane[y, x, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = signs
+    found = torch.einsum("ca,kyx->cyxka", colours, plane.view(-1, patch, patch))
+    return found.reshape(channels * patch * patch, -1)
+
+
+@dataclass(frozen=True)
+class Innovations:
+    """Of one level: ``D (d, q)`` details; ``scale (j, q)``; ``slope (j, p f, q)`` and ``offset (j, q)``: ``M = slope contrast - offset``;
+    ``root (9, q, q)``: g from the innovations around; ``field (9,)``: c h likewise; ``sparsity`` rho; ``shared`` c; ``active``: how
+    often y is not zero.
+    """
+
+    D: Tensor
+    scale: Tensor
+    slope: Tensor
+    offset: Tensor
+    root: Tensor
+    field: Tensor
+    sparsity: float
+    shared: float
+    active: float
+
+
+def learn_innovations(
+    residual: Float[Tensor, "j n d"],
+    predicted: Float[Tensor, "j n d"],
+    contrast: Float[Tensor, "k n f"],
+    drawn: Float[Tensor, "k N f"],
+    drawn_predicted: Float[Tensor, "j N d"],
+    parents: Int64[Tensor, "j p"],
+    kinds: Int64[Tensor, " j"],
+    channels: int,
+    patch: int,
+    generator: torch.Generator,
+) -> Innovations:
+    """Fit the law of the module's head to the residuals of a sample, given what the level below predicts and its contrasts.
+
+    ``drawn``, ``drawn_predicted``: the same of samples of the levels learned so far. Activity is a function of the real
+    contrasts, but the statistics are matched on drawn samples, and rho and c on their whole details, predicted and new: so
+    what a coarser level gets wrong about contrast is made up for and does not grow.
+    """
+    j, _, _ = residual.shape
+    D = _kept(residual, channels, patch)
+    q = D.shape[1]
+    y = residual @ D
+    average = contrast.mean(1)
+    average = average.clamp_min(float(SMALL * average.mean())).clamp_min(1e-6)
+    slope, level = _activity(contrast / average[:, None], y, parents, kinds, generator)
+    own = slope[kinds].view(j, parents.shape[1], -1, q) / average[parents][..., None]
+    own = own.reshape(j, -1, q)
+    active, rolled = (
+        torch.cat([gather(x, parents[i : i + 32]) @ own[i : i + 32] for i in range(0, j, 32)]) + level[kinds][:, None]
+        for x in (contrast, drawn)
+    )
+    power = y.square().mean(1)
+    rho, c = _sparsity((predicted + residual) @ D, drawn_predicted @ D, power, rolled, generator)
+    a, b = activity_line()
+    M = (a + b * rho * active).clamp(LEAST, MOST)
+    expected = _over_field(mean_square, M, c)
+    there = _over_field(mean_square, (a + b * rho * rolled).clamp(LEAST, MOST), c)
+    scale = (power / there.mean(1).clamp_min(1e-6)).sqrt()
+    unit = y / (scale[:, None] * expected.clamp_min(0.02).sqrt())
+    root = _middle(latent_correlation(_neighbours(unit)))
+    mean = _over_field(mean_absolute, M, c).clamp_min(0.1)
+    loudness = (y.abs() / (scale[:, None] * mean)).mean(2, keepdim=True)
+    field = _middle(_field_correlation(loudness - loudness.mean(1, keepdim=True), unit))
+    return Innovations(
+        D, scale, own * (b * rho), -(a + b * rho * level[kinds]), root, c * field[:, 0, 0], rho, c,
+        float((2 * torch.special.ndtr(M)).clamp_max(1).mean()),
+    )  # fmt: skip
+
+
+def _kept(residual: Tensor, channels: int, patch: int) -> Tensor:
+    """The details that hold :data:`ENERGY` of the residual's, ``(d, q)``, in colours of its own."""
+    r = residual.reshape(*residual.shape[:2], channels, -1)
+    colours = torch.linalg.eigh(torch.einsum("jnax,jnbx->ab", r, r)).eigenvectors.flip(1)
+    D = details(channels, patch, colours)
+    power = (residual @ D).square().mean((0, 1))
+    order = power.argsort(descending=True)
+    enough = int((power[order].cumsum(0) < ENERGY * power.sum()).sum()) + 1
+    return D[:, order[:enough].sort().values]
+
+
+def _over_field(function: Callable[[Tensor], Tensor], M: Tensor, c: float) -> Tensor:
+    """``E function(M + c h)`` over a standard Gaussian h, by seven Gauss-Hermite nodes."""
+    if c == 0:
+        return function(M)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(7)
+    total = torch.zeros_like(M)
+    for node, weight in zip(nodes, weights / weights.sum()):
+        total += float(weight) * function(M + c * float(node))
+    return total
+
+
+def _sparsity(
+    real: Tensor, predicted: Tensor, power: Tensor, active: Tensor, generator: torch.Generator
+) -> tuple[float, float]:
+    """(rho, c) with which drawn details, ``predicted`` and innovations of the ``power (j, q)``, are most like the ``real`` ones.
+
+    Compared are E|x| over the root mean square, of one detail, and the variance of a patch's mean |x|, each relative.
+    """
+    j, n, q = active.shape
+    scale = real.square().mean(1).clamp_min(1e-12).sqrt()
+    size = (real / scale[:, None]).abs()
+    mean, spread = float(size.mean()), float((size / size.mean(1, keepdim=True)).mean(2).var())
+    pick = torch.randint(j * n, (min(DRAWN, j * n),), generator=generator)
+    patch = pick // n
+    seen, base = active.reshape(j * n, q)[pick], (predicted / scale[:, None]).reshape(j * n, q)[pick]
+    new = (power.sqrt() / scale)[patch]
+    g = torch.randn(seen.shape, generator=generator)
+    h = torch.randn(len(seen), 1, generator=generator)
+    a, b = activity_line()
+    best, chosen = float("inf"), (SPARSITY[0], 0.0)
+    for rho in SPARSITY:
+        M = (a + b * rho * seen).clamp(LEAST, MOST)
+        for c in SHARED:
+            y = (M + c * h + g).relu() - (M + c * h - g).relu()
+            x = (base + new * y / y.square().mean(0).clamp_min(1e-12).sqrt()).abs()
+            own = float((x.mean(0) / x.square().mean(0).sqrt()).mean())
+            common = float((x / x.mean(0)).mean(1).var())
+            misfit = math.log(own / mean) ** 2 + SPREAD * math.log((common + 1e-6) / (spread + 1e-6)) ** 2
+            if misfit < best:
+                best, chosen = misfit, (rho, c)
+    return chosen
+
+
+def _activity(
+    relative: Tensor, y: Tensor, parents: Tensor, kinds: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Ridge regression of |y| / E|y| on the contrasts, a kind at a time: ``(KINDS, p f, q)`` and ``(KINDS, q)``."""
+    size = y.abs().mean(1).clamp_min(1e-6)
+    inputs, q = parents.shape[1] * relative.shape[2], y.shape[2]
+    slope, level = torch.zeros(KINDS, inputs, q), torch.ones(KINDS, q)
+    for kind in kinds.unique().tolist():
+        mine = (kinds == kind).nonzero()[:, 0]
+        pick = torch.randperm(y.shape[1], generator=generator)[: max(1, ROWS // len(mine))]
+        x = gather(relative[:, pick], parents[mine]).flatten(0, 1)
+        t = (y[mine][:, pick].abs() / size[mine][:, None]).flatten(0, 1)
+        mx, mt = x.mean(0), t.mean(0)
+        x = x - mx
+        gram = x.T @ x / len(x)
+        ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-9) * torch.eye(inputs)
+        slope[kind] = torch.linalg.solve(gram + ridge, x.T @ (t - mt) / len(x))
+        level[kind] = mt - mx @ slope[kind]
+    return slope, level
+
+
+def _neighbours(unit: Float[Tensor, "j n q"]) -> Float[Tensor, "s s"]:
+    """Correlations over 3 x 3 patches (s = 9 q), pooled over the patches that have all their neighbours; the identity where none has."""
+    j, n, q = unit.shape
+    grid = round(j**0.5)
+    row, column = torch.arange(j) // grid, torch.arange(j) % grid
+    centres = ((row > 0) & (row < grid - 1) & (column > 0) & (column < grid - 1)).nonzero()
+    if not len(centres):
+        return torch.eye(9 * q)
+    step = torch.tensor([dy * grid + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+    pick = max(1, min(n, PAIRED // len(centres)))
+    rows = gather(unit[:, :pick], centres + step).flatten(0, 1)
+    c = rows.T @ rows / len(rows)
+    scale = c.diagonal().clamp_min(1e-12).rsqrt()
+    return c * scale * scale[:, None]
+
+
+def _field_correlation(loudness: Tensor, unit: Tensor) -> Tensor:
+    """Correlations of h over 3 x 3 patches: those of the loudness, less what one patch's own details make of it."""
+    c = _neighbours(loudness)
+    own = unit.abs().var() / unit.shape[2]  # the variance of a mean of independent details
+    reliable = float(((loudness.var() - own) / loudness.var().clamp_min(1e-12)).clamp(0.2, 1))
+    return (c / reliable).clamp(-0.95, 0.95).fill_diagonal_(1.0)
+
+
+def _middle(c: Float[Tensor, "s s"]) -> Float[Tensor, "9 q q"]:
+    """The middle columns of the symmetric root of correlations over 3 x 3 patches, each of unit length."""
+    q = len(c) // 9
+    values, vectors = torch.linalg.eigh(c.double().fill_diagonal_(1.0))
+    root = ((vectors * values.clamp_min(0).sqrt()) @ vectors.T)[:, 4 * q : 5 * q].float()
+    return (root / root.norm(dim=0)).view(9, q, q)

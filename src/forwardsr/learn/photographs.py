@@ -1,0 +1,226 @@
+r"""``minmax`` on photographs (§6, agnostic learning): level by level, coarse to fine, in closed form from a few passes over the data.
+
+=========  ================================================================================================================
+level 1    features by the warm start, marginals and pairs of the Gaussians behind them (:mod:`forwardsr.learn.copula`)
+level l    features by the warm start; their values by regression on the level below (:mod:`forwardsr.learn.upsampling`); what that
+           leaves, by sparse innovations (:mod:`forwardsr.learn.innovations`)
+=========  ================================================================================================================
+
+The result is an :class:`InnovationGenerator`. A hidden layer above the first holds, for every patch, pairs :math:`(\pm\langle w_r, B
+X_{l-1}\rangle)_+` of its features w_r, and pairs :math:`(M \pm g)_+` of its innovations.
+
+A learning is a list of stages, one a level; each maps a state (named tensors) to the next and draws its randomness from ``(seed,
+level)`` alone, so that one that stopped between two levels goes on from the state bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forwardsr.errors import UserError
+from forwardsr.learn.copula import FirstLevel, features, learn_first_level
+from forwardsr.learn.innovations import Innovations, learn_innovations
+from forwardsr.learn.stream import Stream, mix
+from forwardsr.learn.upsampling import learn_upsampling
+from forwardsr.learn.windows import gather, ring, window
+from forwardsr.model.innovation_generator import InnovationGenerator
+
+State = dict[str, Tensor]
+FEWEST = 50  # images: fewer have no law to speak of
+LAW_SAMPLES = 50_000  # level 1 and the features look at no more
+SAMPLE_NUMBERS = 2**19  # patches times samples that a level's innovations are learned from: bounds the memory
+SAMPLES = 4000  # and no more samples than these
+FEATURE_PATCHES = 40_000
+FEATURE_ENERGY = 0.999  # of a level's patches, that its features must hold
+
+
+@dataclass(frozen=True)
+class LevelRecord:
+    """What a stage was, took and found."""
+
+    level: int
+    total: int
+    name: str
+    seconds: float
+    metrics: dict[str, float]
+
+
+def learn_photographs(
+    stream: Stream,
+    image_channels: int,
+    seed: int = 0,
+    innovation: float = 1.0,
+    on_stage: Callable[[LevelRecord, State], None] | None = None,
+    resume: State | None = None,
+    first: Callable[[Tensor, torch.Generator], FirstLevel] = learn_first_level,
+) -> InnovationGenerator:
+    """Learn the images of ``stream``, cut into its patches.
+
+    ``innovation``: a factor on what the finer levels add; below 1 pictures are smoother than the data. ``first`` learns level 1 from its
+    patches ``(n, k, d)``. ``on_stage`` is called after each level with its record and the state; that state, given as ``resume``,
+    goes on from there. Raises ``UserError`` for fewer than 50 images, or levels that do not double.
+    """
+    sides = [round(k**0.5) for k, _ in stream.sizes]
+    if any(b != 2 * a for a, b in zip(sides, sides[1:])) or any(a * a != k for a, (k, _) in zip(sides, stream.sizes)):
+        raise UserError(f"{stream.source.name}: photographs need square levels that double, not {sides} patches a side")
+    if stream.available(FEWEST) < FEWEST:
+        raise UserError(f"{stream.source.name}: {stream.available(FEWEST)} images have no law; give at least {FEWEST}")
+    state: State = dict(resume or {})
+    total = len(sides)
+    sample = _sample(stream, total)
+    contrast: Tensor | None = None
+    for l in range(total):
+        random = torch.Generator().manual_seed(mix(seed, l))
+        start = time.monotonic()
+        done = f"W{l + 1}" in state
+        n = max(FEWEST, min(SAMPLES, SAMPLE_NUMBERS // sides[l] ** 2))
+        if not done and l == 0:
+            law = torch.cat([chunk[0] for chunk in stream.chunks(LAW_SAMPLES, 1, salt=3)], 1)
+            metrics = _first_stage(state, law, first, random)
+        elif not done:
+            assert contrast is not None
+            metrics = _finer_stage(
+                state,
+                stream,
+                l,
+                [x[:, :n] for x in sample[: l + 1]],
+                contrast[:, :n],
+                image_channels,
+                innovation,
+                random,
+            )
+        contrast = _contrast(
+            state, l, [x[:, :n] for x in sample[: l + 1]], None if contrast is None else contrast[:, :n]
+        )
+        if not done and on_stage is not None:
+            name = "law" if l == 0 else "upsampling and innovations"
+            on_stage(LevelRecord(l + 1, total, name, time.monotonic() - start, metrics), state)
+    return InnovationGenerator.from_tensors({k: t for k, t in state.items() if "." not in k}, image_channels)
+
+
+def _sample(stream: Stream, levels: int) -> list[Tensor]:
+    """Images that everything but the regressions is learned from, patch first, all levels; more of the coarsest."""
+    parts: list[list[Tensor]] = [[] for _ in range(levels)]
+    have = 0
+    for chunk in stream.chunks(SAMPLES, levels, salt=1):
+        for l, x in enumerate(chunk):
+            if have < max(FEWEST, SAMPLE_NUMBERS // stream.sizes[l][0]):
+                parts[l].append(x)
+        have += chunk[0].shape[1]
+    return [torch.cat(p, 1) for p in parts]
+
+
+def _first_stage(
+    state: State, x: Tensor, first: Callable[[Tensor, torch.Generator], FirstLevel], random: torch.Generator
+) -> dict[str, float]:
+    found = first(x.transpose(0, 1), random)
+    state |= {
+        "W1": found.W, "V1": found.V, "b1": found.b, "mean1": found.mean, "basis1.": found.basis,
+        "contrast1.": found.contrast,
+    }  # fmt: skip
+    return {"samples": float(x.shape[1]), "channels": float(found.W.shape[2])}
+
+
+def _finer_stage(
+    state: State, stream: Stream, l: int, sample: list[Tensor], contrast: Tensor, channels: int, innovation: float,
+    random: torch.Generator,
+) -> dict[str, float]:  # fmt: skip
+    d = stream.sizes[l][1]
+    parents, kinds = window(round(stream.sizes[l - 1][0] ** 0.5))
+    grid = round(stream.sizes[l][0] ** 0.5)
+    around = ring(grid)
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk in stream.chunks(stream.available(2**62), l + 1, salt=2):
+            yield chunk[l - 1], chunk[l]
+
+    up = learn_upsampling(chunks(), parents, kinds, sample[l - 1].mean(1), sample[l].mean(1))
+    F = _features(sample[l] - up.mean[:, None], random)
+    state |= {f"B{l + 1}.": up.B, f"below{l + 1}.": up.below, f"F{l + 1}.": F, f"mean{l + 1}": up.mean}
+    state[f"parents{l + 1}"], state[f"around{l + 1}"] = parents, around
+    predicted = gather(sample[l - 1] - up.below[:, None], parents) @ up.B
+    residual = sample[l] - up.mean[:, None] - predicted
+    own = learn_innovations(
+        residual,
+        predicted,
+        contrast,
+        *_drawn(state, l, contrast.shape[1], channels, random),
+        parents,
+        kinds,
+        channels,
+        round((d // channels) ** 0.5),
+        random,
+    )
+    _assemble(state, l, own, innovation)
+    return {
+        "held-out error": up.errors[up.sharing] / max(up.variance, 1e-12),
+        "sharing": up.sharing,
+        "features": float(F.shape[1]),
+        "innovations": float(own.D.shape[1]),
+        "active": own.active,
+        "sparsity": own.sparsity,
+        "shared": own.shared,
+    }
+
+
+def _drawn(state: State, l: int, n: int, channels: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``n`` samples of the levels learned so far: contrasts ``(k, n, f)`` at level ``l - 1``, what is predicted of level ``l``."""
+    tensors = {k: t for k, t in state.items() if "." not in k and int(k.lstrip("abcdefghijklmnopqrstuvwxyzWVU")) <= l}
+    model = InnovationGenerator.from_tensors(tensors, channels)
+    hidden = torch.cat(
+        [model.hidden(model.latents(count, random))[-1].transpose(0, 1) for count in (n // 2, n - n // 2)], 1
+    )
+    x = hidden @ state[f"W{l}"].mT + (state[f"mean{l}"] - state[f"below{l + 1}."])[:, None]
+    return hidden @ state[f"contrast{l}."], gather(x, state[f"parents{l + 1}"]) @ state[f"B{l + 1}."]
+
+
+def _features(x: Tensor, random: torch.Generator) -> Tensor:
+    """``(d, r)`` orthonormal features of a level's centred patches ``(k, n, d)``, of all positions together."""
+    d = x.shape[2]
+    patches = x.reshape(-1, d)
+    patches = patches[torch.randperm(len(patches), generator=random)[:FEATURE_PATCHES]]
+    energy = torch.linalg.eigvalsh(patches.T @ patches).flip(0).clamp_min(0)
+    r = min(d, int((energy.cumsum(0) < FEATURE_ENERGY * energy.sum()).sum()) + 1)
+    return features((patches - patches.mean(0))[:, None], r, random)[0]
+
+
+def _assemble(state: State, l: int, own: Innovations, innovation: float) -> None:
+    """W, V, b, U of level ``l`` (0-based) from its parts; the neurons are F, -F, and those of M + g and M - g."""
+    parents, B, F = state[f"parents{l + 1}"], state[f"B{l + 1}."], state[f"F{l + 1}."]
+    j, p = parents.shape
+    d, q = own.D.shape
+    below, C = state[f"W{l}"], state[f"contrast{l}."]
+    values = (B @ F).view(j, p, d, -1).mT @ below[parents]
+    shift = (state[f"mean{l}"] - state[f"below{l + 1}."])[parents].reshape(j, 1, p * d) @ B @ F
+    gates = own.slope.view(j, p, -1, q).mT @ C[parents].mT
+    state[f"V{l + 1}"] = torch.cat([values, -values, gates, gates], 2).contiguous()
+    state[f"b{l + 1}"] = torch.cat([-shift[:, 0], shift[:, 0], own.offset, own.offset], 1)
+    details = innovation * own.D * own.scale[:, None]
+    state[f"W{l + 1}"] = torch.cat([F.expand(j, -1, -1), -F.expand(j, -1, -1), details, -details], 2)
+    turn, field = own.root.mT, own.field[:, None, None].expand(9, q, 1)
+    silent = torch.zeros(9, 2 * F.shape[1], q + 1)
+    turns = [torch.cat([sign * turn, field], 2) for sign in (1, -1)]
+    state[f"U{l + 1}"] = torch.cat([silent, *turns], 1)[None].contiguous()
+    eye_r, eye_q = torch.eye(F.shape[1]), torch.eye(q)
+    sums = torch.block_diag(torch.cat([eye_r, eye_r]), torch.cat([eye_q, eye_q]))
+    state[f"contrast{l + 1}."] = sums.expand(j, -1, -1)
+    state[f"D{l + 1}."], state[f"scale{l + 1}."] = own.D, own.scale
+    state[f"slope{l + 1}."] = own.slope
+
+
+def _contrast(state: State, l: int, sample: list[Tensor], below: Tensor | None) -> Tensor:
+    """Contrasts ``(k, n, f)`` of real samples at level ``l``, as the network would have them on drawn ones."""
+    if l == 0 or below is None:
+        return ((sample[0] - state["mean1"][:, None]) @ state["basis1."]).abs()
+    parents, B = state[f"parents{l + 1}"], state[f"B{l + 1}."]
+    predicted = gather(sample[l - 1] - state[f"below{l + 1}."][:, None], parents) @ B
+    D = state[f"D{l + 1}."]
+    y = (sample[l] - state[f"mean{l + 1}"][:, None] - predicted) @ D / state[f"scale{l + 1}."].clamp_min(1e-9)[:, None]
+    M = gather(below, parents) @ state[f"slope{l + 1}."] - state[f"b{l + 1}"][:, None, -D.shape[1] :]
+    seen = torch.where(M > 0, torch.maximum(2 * M, y.abs()), y.abs())
+    return torch.cat([(predicted @ state[f"F{l + 1}."]).abs(), seen], 2)

@@ -1,0 +1,44 @@
+"""Which patches of the level below a patch is wired to, and which innovations it shares with its neighbours.
+
+The paper's graph P_{l,j} is a tree. On photographs a patch that saw its own parent alone would leave a seam at every parent's
+border, so it sees the nearest 2 x 2 of the level below: its parent, and the neighbours on the side of the quadrant it is in. Patches
+that are alike up to translation (same quadrant, same distance from the border) are of one *kind* and may share their weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+KINDS = 16
+
+
+def window(grid: int) -> tuple[Int64[Tensor, "k p"], Int64[Tensor, " k"]]:
+    """Parents ``(4 grid^2, |P|)`` of a level whose coarser one is ``grid x grid`` patches, and kinds in ``0..15``.
+
+    ``|P|`` is 4, or 1 where the coarser level is one patch.
+    """
+    r = torch.arange(2 * grid)
+    start = ((r - 1) // 2).clamp(0, max(grid - 2, 0))
+    kind = torch.where(r == 0, 0, torch.where(r == 2 * grid - 1, 3, 2 - (r % 2 == 0).long()))
+    reach = torch.arange(min(2, grid))
+    y = (start[:, None] + reach)[:, None, :, None]
+    x = (start[:, None] + reach)[None, :, None, :]
+    parents = (y * grid + x).reshape(4 * grid * grid, -1)
+    return parents, (4 * kind[:, None] + kind[None, :]).reshape(-1)
+
+
+def ring(grid: int) -> Int64[Tensor, "k 9"]:
+    """The 3 x 3 innovations around each of ``grid x grid`` patches, in a grid one wider on every side."""
+    r, step = torch.arange(grid), torch.arange(3)
+    y = (r[:, None] + step)[:, None, :, None]
+    x = (r[:, None] + step)[None, :, None, :]
+    return (y * (grid + 2) + x).reshape(grid * grid, 9)
+
+
+def gather(patches: Tensor, index: Tensor) -> Tensor:
+    """``(k, n, d)`` patches and ``(j, p)`` indices to ``(j, n, p d)``: each patch's window as one vector."""
+    k, p = index.shape
+    n, d = patches.shape[1:]
+    return patches[index.reshape(-1)].view(k, p, n, d).transpose(1, 2).reshape(k, n, p * d)
