@@ -53,9 +53,7 @@ class LearnConfig(JointConfig, ScheduleConfig, MinmaxConfig):
     source: str = "photos"
     """An image folder or .zip, pyramid arrays (.npz or a folder of .npy), a planted target, or a name: photos, digits."""
     method: str = "joint"
-    """The learner: joint (Figure 1's network, all levels together), layerwise (its levels one after another, Figure 7),
-    backward-correction (then all together, Figure 8), last-layer (the last one over random ones, Figure 7) or minmax
-    (Algorithm 4, for patches)."""
+    """The learner: joint, layerwise, last-layer, backward-correction (of images: Figures 1, 7, 8) or minmax (Algorithm 4)."""
     resolution: int = 64
     """Side of the finest images: 16, 32, 64, 128 or 256 (8 times a power of two)."""
     base: int = 8

@@ -79,7 +79,7 @@ class Observer:
             images=learner.images, seconds=round(elapsed, 2),
         )  # fmt: skip
         self.console.print(f"{learner.images:>9,} images  now {learner.stage.name}")
-        if learner.stage.first < learner.stages[learner.index - 1].first:
+        if learner.corrects:
             model = learner.average  # what the stage starts from, with its frozen moments
             self.run.save_weights("before.safetensors", model.state_dict(), generator_metadata(model))
 

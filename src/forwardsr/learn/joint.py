@@ -105,6 +105,11 @@ class JointLearner:
         """The present one."""
         return self.stages[self.index]
 
+    @property
+    def corrects(self) -> bool:
+        """Whether the present stage trains layers that an earlier one has trained."""
+        return self.index > 0 and self.stage.first < self.stages[self.index - 1].levels
+
     def new_generator(self) -> DeconvGenerator:
         """The network to train, its weights drawn from ``rng``."""
         config = self.config
@@ -179,7 +184,9 @@ class JointLearner:
         self.optimizer_d.step()
         self.optimizer_g.step()
         self.step += 1
-        half_life = min(config.ema_images, 0.05 * (self.step - self.began) * config.batch)
+        # What a correction starts from is worth keeping; what new layers start from is not.
+        since = 0 if self.corrects else self.began
+        half_life = min(config.ema_images, 0.05 * (self.step - since) * config.batch)
         average(self._averaged, self._learned, 0.5 ** (config.batch / half_life))
         return record
 

@@ -47,15 +47,16 @@ ROUNDING = 1e-9  # shares are sums of floats; a step is more than this part of a
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The settings of the learners that train in stages."""
+    """The settings of the learners that train in stages.
+
+    By default each level has twice the time of the one below, as its step costs four times as much and coarse levels gain from
+    more images; the correction has as much as the finest level. Of a budget in steps or images all stages have equal shares.
+    """
 
     shares: str | None = None
-    """layerwise, backward-correction: shares of the budget, one a stage, as 1,2,4 (backward-correction has one stage more, the
-    correction). By default each level has twice the time of the one below, as a step of it takes longer, and the correction as
-    much as the finest level; of a budget in --steps or --images all have equal shares."""
+    """layerwise, backward-correction: the stages' shares of the budget, as 1,2,4 (the default, of time) or 1,1,1 (of images)."""
     random_width: int | None = None
-    """last-layer: channels of every hidden layer. By default as many as make its trained weights as many as layerwise trains
-    in all."""
+    """last-layer: channels of its hidden layers; by default as many as make its trained weights those of layerwise in number."""
 
 
 def schedule(method: str, sides: Sequence[int]) -> tuple[Stage, ...]:
