@@ -64,21 +64,24 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Measure a generator: its distance from real data at every resolution, the paper's assumptions."""
+    """Measure a generator: its distance from real data, and what the paper says of hidden layers, features and moments."""
 
     run: Positional[Path]
     """A run folder, or a planted target (.safetensors)."""
     what: tuple[str, ...] = ()
-    """Which measurements: distance, fid, assumptions. By default the distance of a run, the assumptions of a target."""
+    """Which measurements: all, or any of distance, sparsity, correlation, moments, features, locality, corrections,
+    forward-super-resolution, assumptions, fid. By default the distance of a run, the assumptions of a target."""
     source: str | None = None
     """The real data; the run's own source where not given."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2048
-    """How many generated and real images."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many generated samples, and real ones. By default each measurement's own number (docs/measurements.md)."""
     weights: str = "best"
     """best or last."""
     seed: int = 1
     fid: Path | None = None
     """The TorchScript file of an Inception network of your own: adds FID and KID. Needs pip install 'forwardsr[fid]'."""
+    figures: Path | None = None
+    """A folder for a picture (PNG) of every measurement."""
     json: bool = False
     """Print JSON for other programs instead of a table."""
 
@@ -86,12 +89,20 @@ class Measure:
         """Run the command."""
         from forwardsr.measuring import measure
 
-        results = measure(self.run, self.source, self.what, self.n, self.weights, self.seed, self.fid)
+        def note(message: str) -> None:
+            print(f"note: {message}", file=sys.stderr)
+
+        results = measure(self.run, self.source, self.what, self.n, self.weights, self.seed, self.fid, note)
         if self.json:
             print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
         else:
             for result in results.values():
                 console.print(result.table())
+        if self.figures is not None:
+            from forwardsr.report.measured import save_figures
+
+            for path in save_figures(results, self.figures):
+                print(f"figure: {path}", file=sys.stderr)
         return 0
 
 

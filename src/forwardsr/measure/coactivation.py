@@ -81,13 +81,12 @@ def _triples(A: Tensor, size: Tensor, index: Tensor) -> Float[Tensor, "patches T
     m = A.shape[2]
     listed = (size * (size - 1) * (size - 2)).double().mean() / 6
     # One listed triple costs about as much as 200 multiply-adds of a matrix product.
-    return _listed_triples(A, size, index) if listed * 200 < m**3 / 2 else _multiplied_triples(A, index)
+    return _listed_triples(A, size, index) if listed * 200 < m**3 / 6 else _multiplied_triples(A, index)
 
 
 def _listed_triples(A: Tensor, size: Tensor, index: Tensor) -> Float[Tensor, "patches T"]:
     patches, _, m = A.shape
-    rank = torch.zeros(m, m, m, dtype=torch.int64)
-    rank[index[:, 0], index[:, 1], index[:, 2]] = torch.arange(len(index))
+    rank = _rank(m, index)
     total = torch.zeros(patches * len(index), dtype=torch.float64)
     for k in range(3, int(size.max()) + 1):
         patch, row = (size == k).nonzero(as_tuple=True)
@@ -98,9 +97,19 @@ def _listed_triples(A: Tensor, size: Tensor, index: Tensor) -> Float[Tensor, "pa
 
 
 def _multiplied_triples(A: Tensor, index: Tensor) -> Float[Tensor, "patches T"]:
-    m = A.shape[2]
-    first, second = torch.combinations(torch.arange(m), 2).unbind(1)
-    place = torch.zeros(m, m, dtype=torch.int64)
-    place[first, second] = torch.arange(len(first))
-    at = place[index[:, 0], index[:, 1]] * m + index[:, 2]
-    return torch.stack([((a[:, first] * a[:, second]).mT @ a).flatten()[at].double() for a in A])
+    """For every middle channel q the products of those before it with those after: m^3 / 6 multiply-adds, each triple once."""
+    patches, _, m = A.shape
+    rank = _rank(m, index)
+    rows = A.mT.contiguous()
+    total = torch.zeros(patches, len(index), dtype=torch.float64)
+    for q in range(1, m - 1):
+        counts = (rows[:, :q] * rows[:, q, None]) @ rows[:, q + 1 :].mT
+        total[:, rank[:q, q, q + 1 :].flatten()] = counts.flatten(1).double()
+    return total
+
+
+def _rank(m: int, index: Int64[Tensor, "T 3"]) -> Int64[Tensor, "m m m"]:
+    """The place of the triple p < q < r in ``index``."""
+    rank = torch.zeros(m, m, m, dtype=torch.int64)
+    rank[index[:, 0], index[:, 1], index[:, 2]] = torch.arange(len(index))
+    return rank
