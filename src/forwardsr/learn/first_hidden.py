@@ -39,6 +39,7 @@ from forwardsr.model.discriminators import (
     D4,
     D5,
     barrier,
+    barrier_curvature,
     barrier_slope,
     coordinates,
     log_simplex,
@@ -50,14 +51,16 @@ from forwardsr.model.patch_generator import PatchGenerator
 
 @dataclass(frozen=True)
 class FirstHiddenSettings:
-    """The numbers of D4 and D5; ``model/discriminators`` gives each one's reason. ``None``: from m and b as there."""
+    """The numbers of D4 and D5; ``model/discriminators`` gives each one's reason."""
 
     zeta: float = 0.05
-    kappa: float = 2.0
-    within: float | None = None
-    across: float | None = None
-    steepness: float = 40.0
-    tau: float = 0.05
+    kappa: float = 1.25
+    within: float = 10.0
+    across: float = 10.0
+    steepness: float = 300.0
+    tau: float = 0.02
+    probe: int = 16384
+    """Samples from which the weights of D5's pairs are read."""
 
 
 def start_first_hidden(
@@ -160,12 +163,14 @@ class PairGame:
     outer: Player = "generator"
     name = "D5"
 
-    def __init__(self, source: Source, network: PatchGenerator, b: float, settings: FirstHiddenSettings) -> None:
+    def __init__(
+        self, source: Source, network: PatchGenerator, b: float, settings: FirstHiddenSettings, rng: torch.Generator
+    ) -> None:
         self.source, self.network, self.settings = source, network, settings
         k, m, _ = network.V[0].shape
-        within = settings.within if settings.within is not None else m**2 / (32 * b)
-        across = settings.across if settings.across is not None else within / 2
-        self.d5 = D5(network.W[0], b, pair_weights(k, m, within, across), settings.zeta)
+        seen = coordinates(source.draw(settings.probe, rng, 1)[0], network.W[0]).reshape(-1, k * m) > b
+        both = seen.to(network.W[0].dtype).T @ seen.to(network.W[0].dtype) / len(seen)
+        self.d5 = D5(network.W[0], b, pair_weights(both, m, settings.within, settings.across), settings.zeta)
         rows = network.V[0].flatten(0, 1)
         self.alpha = rows.norm(dim=1)
         self.unit = rows / self.alpha[:, None]
@@ -207,7 +212,9 @@ class PairGame:
         # A pair's curvature is u C^2 (ds/drho)^2 with ds/drho = alpha alpha' Pr[both active]; both orders, both rows: times 4.
         both = batch.outer_slope.flatten(1) * batch.inner_slope
         slope = both.T @ both / len(both)
-        return [1 / (4 * self.log_u.exp().sum(0) * (self.d5.weights * slope).square()).max().clamp_min(1e-12)]
+        curvature = self.log_u.exp().sum(0) * (self.d5.weights * slope).square()
+        curvature += barrier_curvature(self.unit @ self.unit.T, self.settings.steepness, self.settings.tau)
+        return [1 / (4 * curvature).amax(1, keepdim=True).clamp_min(1e-12)]
 
     def retract(self, player: Player) -> None:
         if player == "generator":
@@ -238,6 +245,6 @@ def first_hidden(
     """
     neuron_game = NeuronGame(source, network, b, settings)
     traces = [sgda(neuron_game, neurons, rng)]
-    pair_game = PairGame(source, neuron_game.learned(), b, settings)
+    pair_game = PairGame(source, neuron_game.learned(), b, settings, rng)
     traces.append(sgda(pair_game, pairs, rng))
     return pair_game.learned(), traces

@@ -60,10 +60,14 @@ class MinmaxSGDASettings:
     """The robust start, or Algorithm 5 as written, its columns then averaged over the samples that point their way."""
     stages: int = 3
     """T', stages a level."""
-    threshold: float = 1.0
-    """b, in cross-talks of the current W."""
-    least: float = 0.02
-    """The least b, in the level's unit."""
+    threshold: float = 4.0
+    """b of D4, D5 and D1, in cross-talks of the current W."""
+    least: float = 0.15
+    """The least such b, in the level's unit."""
+    tolerance: float = 1.0
+    """b of D2, in cross-talks of the current W."""
+    finest: float = 0.005
+    """The least such b, in the level's unit."""
     probe: int = 8192
     """Samples from which units, cross-talk and the cumulant start are read."""
     restart: bool = True
@@ -74,13 +78,15 @@ class MinmaxSGDASettings:
     """m_0'. Default: 2 d_1 m_1."""
     patch: int = 6
     """Side of a patch, for sources of images."""
-    neurons: SGDASettings = field(default_factory=lambda: SGDASettings(steps=1000, rate_outer=0.5))
+    neurons: SGDASettings = field(default_factory=lambda: SGDASettings(steps=1000, rate_outer=0.7))
     """Algorithm 6 for D4."""
-    pairs: SGDASettings = field(default_factory=lambda: SGDASettings(steps=1000))
+    pairs: SGDASettings = field(default_factory=lambda: SGDASettings(steps=1000, samples=4096, rate_outer=0.5))
     """Algorithm 6 for D5."""
-    level: SGDASettings = field(default_factory=lambda: SGDASettings(samples=512, rate_outer=0.2, rate_inner=0.4))
+    level: SGDASettings = field(
+        default_factory=lambda: SGDASettings(1500, 1, 256, rate_outer=0.4, rate_inner=0.6, decay=1.0)
+    )
     """Algorithm 6 for D2."""
-    output: SGDASettings = field(default_factory=lambda: SGDASettings(steps=300))
+    output: SGDASettings = field(default_factory=lambda: SGDASettings(steps=150, samples=8192))
     """Algorithm 6 for D1."""
     algorithm_5: Algorithm5Settings = field(default_factory=Algorithm5Settings)
     first_hidden: FirstHiddenSettings = field(default_factory=FirstHiddenSettings)
@@ -154,13 +160,15 @@ def turn(
     """
     scaled, network = UnitSource(source, units, settings.patch), in_units(network, units)
     s = coordinates(scaled.draw(settings.probe, rng, level + 1)[level], network.W[level])
-    b = max(settings.threshold * cross_talk(s, network.W[level]), settings.least)
+    talk = cross_talk(s, network.W[level])
+    b = max(settings.threshold * talk, settings.least)
     if settings.restart or t == 0:
         network = _fresh(network, level, settings.latent)
     if level == 0:
         network, traces = first_hidden(scaled, network, b, settings.neurons, settings.pairs, rng, settings.first_hidden)
     else:
-        network, trace = super_resolution(scaled, network, level, b, settings.level, rng, settings.super_resolution)
+        fine = max(settings.tolerance * talk, settings.finest)
+        network, trace = super_resolution(scaled, network, level, fine, settings.level, rng, settings.super_resolution)
         traces = [trace]
     network, trace = output_layer(scaled, network, level, b, settings.output, rng)
     return in_units(network, [1 / u for u in units]), b * units[level], [*traces, trace]

@@ -8,12 +8,16 @@ default parameters ``W`` (the paper's :math:`W^D`), and thresholds are fields; t
 paper           here            default  reason
 ==============  ==============  =======  ==============================================================================
 c (D1)          ``c``           1        0.001 makes (B.2) a sum of norms to the power 1001; 1 makes it a sum of squares
-poly(k) in o_k  ``kappa``       2        squared, how much dying counts over overshooting (Remark 4.1)
-C_jj            ``within``      m^2/32b  m^2 / (b poly(k)), poly(k) = 32: exponents of order one, where all pairs learn at
-                                         once; larger ones make (C.13) a maximum, which learns one pair at a time
-C_jj'           ``across``      C_jj/2   1/poly(m): within-patch pairs first; learning across is slower by the square
-poly(k), R5     ``steepness``   40       the barrier is 1 at |rho| = 1 - tau and exp(-4) a tenth below it
-tau, R5         ``tau``         0.05     pairs of a standard target stay below 0.9 (last condition of Assumption 2.3)
+poly(k) in o_k  ``kappa``       1.25     squared, how much dying counts over overshooting (Remark 4.1). Noise counts so too:
+                                         at 2 and 2048 samples a step it shifts thresholds by 0.4 %
+C_jj            ``within``      20       times Pr*[both active]^-1/2, where the paper has m^2 / (b poly(k)): with m finite some
+                                         pairs fire a hundred times as often as others, and so weighted all are heard above
+                                         their noise alike. 20: exponents of order one, where all pairs learn at once; larger
+                                         ones make (C.13) a maximum, which learns one pair at a time
+C_jj'           ``across``      10       1/poly(m): within-patch pairs first
+poly(k), R5     ``steepness``   300      the barrier is 1 at |rho| = 1 - tau
+tau, R5         ``tau``         0.02     at 0.9, where pairs of a standard target end, it must be nothing (Fact C.11): exp(-24).
+                                         At 40 and 0.05 it pushes a pair at 0.89 back by 0.1
 zeta            ``zeta``        0.05     of a channel's mean while active: D4 and D2 move only through slopes there
 ==============  ==============  =======  ==============================================================================
 """
@@ -95,7 +99,7 @@ class D4:
     w: Float[Tensor, "k d m"]
     b: float
     zeta: float = 0.05
-    kappa: float = 2.0
+    kappa: float = 1.25
 
     @property
     def relu(self) -> Activation:
@@ -179,10 +183,14 @@ class D5:
         return torch.logsumexp(_off_diagonal(torch.stack([self.weights * gap, -self.weights * gap])), dim=0)
 
 
-def pair_weights(k: int, m: int, within: float, across: float) -> Float[Tensor, "q q"]:
-    """``C_{jj'}``: ``within`` for two channels of a patch, ``across`` for channels of two patches, 0 on the diagonal."""
-    patch = torch.arange(k).repeat_interleave(m)
-    return torch.where(patch[:, None] == patch, within, across).fill_diagonal_(0.0)
+def pair_weights(
+    both: Float[Tensor, "q q"], m: int, within: float = 10.0, across: float = 10.0, least: float = 1e-3
+) -> Float[Tensor, "q q"]:
+    """``C_{jj'}``: ``within`` for two of the m channels of a patch, ``across`` for channels of two patches, 0 on the diagonal;
+    each over the square root of ``both``, the probability that both are active (at least ``least``)."""
+    patch = torch.arange(len(both), device=both.device) // m
+    size = torch.where(patch[:, None] == patch, within, across)
+    return (size / both.clamp_min(least).sqrt()).fill_diagonal_(0.0)
 
 
 def log_simplex(logits: Float[Tensor, "2 q q"]) -> Float[Tensor, "2 q q"]:
@@ -202,19 +210,30 @@ def _off_diagonal(pairs: Tensor) -> Tensor:
     return pairs[:, ~torch.eye(pairs.shape[1], dtype=torch.bool, device=pairs.device)].flatten()
 
 
-def barrier(rho: Float[Tensor, "q q"], steepness: float = 40.0, tau: float = 0.05) -> Float[Tensor, ""]:
+def barrier(rho: Float[Tensor, "q q"], steepness: float = 300.0, tau: float = 0.02) -> Float[Tensor, ""]:
     r"""R^(5), (C.14), of the products rho of unit vectors, over ordered pairs of distinct neurons.
 
     .. math:: \sum_{i \ne j} e^{a(-(1-\tau) - \rho_{ij})} + e^{a(-(1-\tau) + \rho_{ij})}
     """
-    wall = torch.exp(steepness * (rho - (1 - tau))) + torch.exp(steepness * (-rho - (1 - tau)))
-    return wall.fill_diagonal_(0.0).sum()
+    return sum(_walls(rho, steepness, tau)).sum()
 
 
-def barrier_slope(rho: Float[Tensor, "q q"], steepness: float = 40.0, tau: float = 0.05) -> Float[Tensor, "q q"]:
+def barrier_slope(rho: Float[Tensor, "q q"], steepness: float = 300.0, tau: float = 0.02) -> Float[Tensor, "q q"]:
     """The derivative of each (ordered) pair's term of the barrier in its own ``rho``."""
-    wall = torch.exp(steepness * (rho - (1 - tau))) - torch.exp(steepness * (-rho - (1 - tau)))
-    return steepness * wall.fill_diagonal_(0.0)
+    near_one, near_minus_one = _walls(rho, steepness, tau)
+    return steepness * (near_one - near_minus_one)
+
+
+def barrier_curvature(rho: Float[Tensor, "q q"], steepness: float = 300.0, tau: float = 0.02) -> Float[Tensor, "q q"]:
+    """The second derivative of each (ordered) pair's term of the barrier in its own ``rho``."""
+    near_one, near_minus_one = _walls(rho, steepness, tau)
+    return steepness**2 * (near_one + near_minus_one)
+
+
+def _walls(rho: Tensor, steepness: float, tau: float) -> tuple[Tensor, Tensor]:
+    """The two terms of every pair, 0 on the diagonal."""
+    below = tuple(torch.exp(steepness * (x - (1 - tau))).fill_diagonal_(0.0) for x in (rho, -rho))
+    return below[0], below[1]
 
 
 @dataclass(frozen=True, eq=False)
