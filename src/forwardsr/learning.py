@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from forwardsr.data.arrays import is_array_folder
 from forwardsr.data.coarsest import coarsest
 from forwardsr.data.folded import FoldedSource
-from forwardsr.data.open import open_source
+from forwardsr.data.open import NAMES, open_source
 from forwardsr.data.source import FiniteSource, Source
 from forwardsr.device import resolve_device, resolve_precision
 from forwardsr.errors import UserError
@@ -90,6 +91,8 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
 
         if config.init is not None:
             raise UserError("--init: minmax starts from its own warm start; leave it out")
+        if is_images(config.source):
+            return fit_photographs(config, out, console, command)
         chosen = MinmaxConfig(**{f.name: getattr(config, f.name) for f in fields(MinmaxConfig)})
         return learn_theorem(config.source, config.channels, chosen, config.seed, out, console, command)
     validate(config)
@@ -126,6 +129,37 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
         return _learn(run, learner, config, limits, checkpoint_seconds, console)
     finally:
         run.close()
+
+
+def is_images(source: str) -> bool:
+    """Whether ``source`` names images (a folder or .zip of them, a named set), not patches (a planted target, arrays)."""
+    path = Path(source).expanduser()
+    return source in NAMES or not (path.suffix.lower() in (".safetensors", ".npz") or is_array_folder(path))
+
+
+def fit_photographs(config: LearnConfig, out: Path, console: Console, command: str) -> int:
+    """``minmax`` on images (§6): see :mod:`forwardsr.learning_photographs`."""
+    from forwardsr.learning_photographs import learn_images
+
+    validate(config)
+    if config.solver != "efficient":
+        raise UserError(f"--solver {config.solver}: photographs are learned by efficient; leave it out")
+    kept = (
+        "method",
+        "source",
+        "resolution",
+        "base",
+        "channels",
+        "fit",
+        "skip_bad",
+        "seed",
+        "patch",
+        "innovation",
+        "level1",
+    )
+    settings = {key: getattr(config, key) for key in kept} | {"command": command}
+    Run.check(out, settings, FREE)
+    return learn_images(open_images_source(config, console), settings, FREE, out, console)
 
 
 def make_learner(

@@ -5,12 +5,13 @@ first hidden layer of thresholded Gaussians. A signed feature :math:`a = \langle
 
 .. math:: a = \alpha + \sum_i c_i (g - t_i)_+ - \sum_i c'_i (-g - t_i)_+, \qquad g = \langle V, z\rangle,\ \|V\| = 1,
 
-a piecewise linear function of one standard Gaussian: six neurons that share a row of V_1 up to sign and have the thresholds ``KNOTS``.
+a piecewise linear function of one standard Gaussian: six neurons that share a row of V_1 up to sign and have the thresholds
+``KNOTS``.
 
-* *Marginals* (the task of D4): least squares of the sorted values of ``a`` on the neurons at their normal scores, so that ``a`` has the
-  distribution of the data: one small system for all features at once.
-* *Pairs* (the task of D5): the Gram matrix of V_1 is the correlation matrix of the normal scores (a Gaussian copula), shrunk towards the
-  identity as Ledoit and Wolf (2004) compute for the sample at hand.
+* *Marginals* (the task of D4): least squares of the sorted values of ``a`` on the neurons at their normal scores, so that
+  ``a`` has the distribution of the data: one small system for all features at once.
+* *Pairs* (the task of D5): the Gram matrix of V_1 is the correlation matrix of the normal scores (a Gaussian copula), shrunk
+  towards the identity as Ledoit and Wolf (2004) compute for the sample at hand.
 
 On principal components of the whole image the same law is half as good (distance 46 against 32, floor 34, faces at 8 px): the
 marginals of local, sparse features say more.

@@ -5,20 +5,21 @@ the coarser one: forward super-resolution holds exactly), each the difference of
 
 .. math:: y = s\,[(M + g)_+ - (M - g)_+], \qquad g \sim N(0, 1), \qquad M = \langle v, S_{l-1}\rangle + c h - b .
 
-For M < 0 that is sparse, :math:`\mathrm{sign}(g)(|g| - |M|)_+`; its root mean square is nearly linear in M from M = -2 to 1.5, where it grows
-from 0.1 to 1.8. So an innovation that must be large where the coarse picture has contrast, and absent on a smooth cheek or sky, is what
-the paper's first hidden layer already is: a thresholded Gaussian, whose threshold the coarser level moves. Activity that the coarser level
-does not predict, but that the details of a patch and its neighbours share (here is texture, there is none), is a Gaussian field h.
-Measured on faces at 64 px (standardised distance, floor 19): independent Gaussian innovations 76, Gaussian ones times their predicted
-size 63, sparse ones 46 to 51 without h.
+For M < 0 that is sparse, :math:`\mathrm{sign}(g)(|g| - |M|)_+`; its root mean square is nearly linear in M from M = -2 to 1.5,
+where it grows from 0.1 to 1.8. So an innovation that must be large where the coarse picture has contrast, and absent on a
+smooth cheek or sky, is what the paper's first hidden layer already is: a thresholded Gaussian, whose threshold the coarser
+level moves. Activity that the coarser level does not predict, but that the details of a patch and its neighbours share (here
+is texture, there is none), is a Gaussian field h. Measured on faces at 64 px (standardised distance, floor 19): independent
+Gaussian innovations 76, Gaussian ones times their predicted size 63, sparse ones 46 to 51 without h.
 
-* *Activity.* :math:`\hat M` = E|y| given the contrasts of the level below, by ridge regression shared by the patches of a kind, each
-  relative to its own mean; ``M = A + B rho Mhat`` makes the root mean square ``rho Mhat`` (:data:`A`, :data:`B`: least squares of the inverse
-  over [0.1, 1.6]).
-* *Two statistics a neuron* (the task of D4): rho, how sparse, from E|y| over its root mean square, for a level; s, the scale, from E y^2,
-  for each detail of each patch. c, for a level, from the variance of a patch's mean |y|. rho and c are fitted together, by drawing.
-* *Pairs* (the task of D5): the correlation of y over 3 x 3 patches, mapped to that of g, and the middle of its symmetric root as ``U_l``;
-  that of a patch's mean |y| likewise for h.
+* *Activity.* :math:`\hat M` = E|y| given the contrasts of the level below, by ridge regression shared by the patches of a
+  kind, each relative to its own mean; ``M = A + B rho Mhat`` makes the root mean square ``rho Mhat`` (:data:`A`, :data:`B`:
+  least squares of the inverse over [0.1, 1.6]).
+* *Two statistics a neuron* (the task of D4): rho, how sparse, from E|y| over its root mean square, for a level; s, the scale,
+  from E y^2, for each detail of each patch. c, for a level, from the variance of a patch's mean |y|. rho and c are fitted
+  together, by drawing.
+* *Pairs* (the task of D5): the correlation of y over 3 x 3 patches, mapped to that of g, and the middle of its symmetric root
+  as ``U_l``; that of a patch's mean |y| likewise for h.
 """
 
 from __future__ import annotations
@@ -127,9 +128,9 @@ def details(channels: int, patch: int, colours: Float[Tensor, "c c"]) -> Float[T
 
 @dataclass(frozen=True)
 class Innovations:
-    """Of one level: ``D (d, q)`` details; ``scale (j, q)``; ``slope (j, p f, q)`` and ``offset (j, q)``: ``M = slope contrast - offset``;
-    ``root (9, q, q)``: g from the innovations around; ``field (9,)``: c h likewise; ``sparsity`` rho; ``shared`` c; ``active``: how
-    often y is not zero.
+    """Of one level: ``D (d, q)`` details; ``scale (j, q)``; ``slope (j, p f, q)`` and ``offset (j, q)``: ``M = slope contrast
+    - offset``; ``root (9, q, q)``: g from the innovations around; ``field (9,)``: c h likewise; ``sparsity`` rho; ``shared``
+    c; ``active``: how often y is not zero.
     """
 
     D: Tensor
@@ -268,7 +269,9 @@ def _activity(
 
 
 def _neighbours(unit: Float[Tensor, "j n q"]) -> Float[Tensor, "s s"]:
-    """Correlations over 3 x 3 patches (s = 9 q), pooled over the patches that have all their neighbours; the identity where none has."""
+    """Correlations over 3 x 3 patches (s = 9 q), pooled over the patches that have all their neighbours; the identity where
+    none has.
+    """
     j, n, q = unit.shape
     grid = round(j**0.5)
     row, column = torch.arange(j) // grid, torch.arange(j) % grid

@@ -58,8 +58,12 @@ class MinmaxConfig:
     """m_0', columns of V_1. Default: d_1 m_1, enough for any distribution (the paper's 2 d_1 m_1 adds zero columns)."""
     zeta: float = 0.0
     """Slope of the learned network's leaky ReLU below zero; 0 is plain ReLU."""
-    patch: int = 6
-    """Side of a patch in pixels, for sources of images."""
+    patch: int | None = None
+    """Side of a patch in pixels, for images; half the coarsest side where not given."""
+    innovation: float = 1.0
+    """Images: a factor on what finer levels add to coarser ones; below 1 pictures are smoother than the data."""
+    level1: Literal["copula", "adversarial"] = "copula"
+    """Images: the law of the coarsest level, in closed form (copula), or trained on from there against a critic (adversarial)."""
     sgda: MinmaxSGDASettings = field(default_factory=MinmaxSGDASettings)
     """Algorithm 4's and 6's own numbers (sgda); its zeta, latent and patch stand in for those above."""
 
@@ -72,7 +76,8 @@ class MinmaxConfig:
             (0 < self.shrink < 1, "--shrink: must be between 0 and 1"),
             (self.latent_dim is None or self.latent_dim >= 1, "--latent-dim: must be positive"),
             (0 <= self.zeta < 1, "--zeta: must be in [0, 1)"),
-            (self.patch >= 1, "--patch: must be positive"),
+            (self.patch is None or self.patch >= 2, "--patch: must be at least 2"),
+            (0 <= self.innovation <= 4, "--innovation: must be in [0, 4]"),
         )
         for holds, message in checks:
             if not holds:
@@ -134,7 +139,7 @@ def learn_minmax(
 
     Raises ``UserError`` for channels or graphs that do not fit the source, dead channels, zero or NaN data, too few samples.
     """
-    stream = Stream(source, seed, settings.patch)
+    stream = Stream(source, seed)
     channels = _channels(stream, channels)
     graph = _parents(stream, parents)
     plan = _plan(stream, channels, graph, settings)

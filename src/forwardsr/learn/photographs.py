@@ -1,4 +1,5 @@
-r"""``minmax`` on photographs (§6, agnostic learning): level by level, coarse to fine, in closed form from a few passes over the data.
+r"""``minmax`` on photographs (§6, agnostic learning): level by level, coarse to fine, in closed form from a few passes over
+the data.
 
 =========  ================================================================================================================
 level 1    features by the warm start, marginals and pairs of the Gaussians behind them (:mod:`forwardsr.learn.copula`)
@@ -6,8 +7,8 @@ level l    features by the warm start; their values by regression on the level b
            leaves, by sparse innovations (:mod:`forwardsr.learn.innovations`)
 =========  ================================================================================================================
 
-The result is an :class:`InnovationGenerator`. A hidden layer above the first holds, for every patch, pairs :math:`(\pm\langle w_r, B
-X_{l-1}\rangle)_+` of its features w_r, and pairs :math:`(M \pm g)_+` of its innovations.
+The result is an :class:`InnovationGenerator`. A hidden layer above the first holds, for every patch, pairs :math:`(\pm\langle
+w_r, B X_{l-1}\rangle)_+` of its features w_r, and pairs :math:`(M \pm g)_+` of its innovations.
 
 A learning is a list of stages, one a level; each maps a state (named tensors) to the next and draws its randomness from ``(seed,
 level)`` alone, so that one that stopped between two levels goes on from the state bit for bit.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -61,12 +63,12 @@ def learn_photographs(
 ) -> InnovationGenerator:
     """Learn the images of ``stream``, cut into its patches.
 
-    ``innovation``: a factor on what the finer levels add; below 1 pictures are smoother than the data. ``first`` learns level 1 from its
-    patches ``(n, k, d)``. ``on_stage`` is called after each level with its record and the state; that state, given as ``resume``,
-    goes on from there. Raises ``UserError`` for fewer than 50 images, or levels that do not double.
+    ``innovation``: a factor on what the finer levels add; below 1 pictures are smoother than the data. ``first`` learns level
+    1 from its patches ``(n, k, d)``. ``on_stage`` is called after each level with its record and the state; that state, given
+    as ``resume``, goes on from there. Raises ``UserError`` for fewer than 50 images, or levels that do not double.
     """
     sides = [round(k**0.5) for k, _ in stream.sizes]
-    if any(b != 2 * a for a, b in zip(sides, sides[1:])) or any(a * a != k for a, (k, _) in zip(sides, stream.sizes)):
+    if any(b != 2 * a for a, b in pairwise(sides)) or any(a * a != k for a, (k, _) in zip(sides, stream.sizes)):
         raise UserError(f"{stream.source.name}: photographs need square levels that double, not {sides} patches a side")
     if stream.available(FEWEST) < FEWEST:
         raise UserError(f"{stream.source.name}: {stream.available(FEWEST)} images have no law; give at least {FEWEST}")

@@ -2,12 +2,13 @@ r"""From one resolution to the next on photographs: the linear part of super-res
 
 .. math:: \min_B E\|X_{l,j} - \mu_{l,j} - B_j (X_{l-1,P_{l,j}} - \mu)\|^2 + \lambda\,\mathrm{tr}\,G\,\|B_j - B_{\kappa(j)}\|^2
 
-with :math:`B_\kappa` the ridge solution shared by all patches of the kind :math:`\kappa(j)` (:mod:`forwardsr.learn.windows`). Lambda
-says how far a patch may go its own way; it is chosen by the error on held-out samples (aligned faces: 10 % better than shared;
-photographs of anything: shared). Everything is a function of sums over samples, so one pass over the data serves all lambdas and
-the held-out error as well, and nothing holds more than a chunk.
+with :math:`B_\kappa` the ridge solution shared by all patches of the kind :math:`\kappa(j)` (:mod:`forwardsr.learn.windows`).
+Lambda says how far a patch may go its own way; it is chosen by the error on held-out samples (aligned faces: 10 % better than
+shared; photographs of anything: shared). Everything is a function of sums over samples, so one pass over the data serves all
+lambdas and the held-out error as well, and nothing holds more than a chunk.
 
-Rectified features (pairs :math:`(\pm a)_+` in place of a) were tried as inputs: on held-out faces and buildings they are 0 to 1 % worse.
+Rectified features (pairs :math:`(\pm a)_+` in place of a) were tried as inputs: on held-out faces and buildings they are 0 to
+1 % worse.
 """
 
 from __future__ import annotations

@@ -100,7 +100,9 @@ class InnovationGenerator(PatchGenerator):
     def level(self, l: int, below: Float[Tensor, "k n m"], noise: Float[Tensor, "r n q"]) -> Float[Tensor, "k2 n m2"]:
         """S of level ``l`` (0-based, above the first) from the level below and z_l, all patch first."""
         parents, ring, u = self.parents[l], self.around[l], self.U[l]
-        assert parents is not None and ring is not None and u is not None
+        assert parents is not None
+        assert ring is not None
+        assert u is not None
         pre = -self.b[l][:, None, :]
         for i in range(parents.shape[1]):
             pre = torch.baddbmm(pre, below.index_select(0, parents[:, i]), self.V[l][:, i].transpose(1, 2))

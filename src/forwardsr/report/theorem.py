@@ -11,6 +11,7 @@ from typing import Any
 
 from forwardsr.report.charts import Curve, chart
 from forwardsr.report.sections import Chapter, Section, parts
+from forwardsr.report.strips import walls
 from forwardsr.run import Run
 
 
@@ -106,4 +107,24 @@ def stages(chapter: Chapter) -> Section | None:
     return Section("stages", "Algorithm 4, stage by stage", parts().table(table))
 
 
-THEOREM: list[Callable[[Chapter], Section | None]] = [theorem, lemmas, against_data, stages]
+def nearest(chapter: Chapter) -> Section | None:
+    """Drawn images above the training images nearest to them."""
+    story = chapter.story
+    try:
+        found = json.loads((story.folder / "novelty.json").read_text())
+    except (OSError, ValueError):
+        return None
+    shown = walls(story.pictures("nearest"), "Drawn images, and the training images nearest to each", columns=16)
+    copied = (
+        "none is a copy" if not found["copies"] else f"{found['copies']:.1%} are closer than any two training images"
+    )
+    sentence = parts().sentence(
+        f"Above, drawn images; below each, the training image nearest to it at {found['side']} px. {found['n']} drawn images are "
+        f"{found['ratio']:.2f} times as far from the training set as its own images are from each other; {copied}."
+    )
+    return Section(
+        "nearest", "New pictures, not copies", sentence + parts().samples(shown, "Drawn above, nearest below", [])
+    )
+
+
+THEOREM: list[Callable[[Chapter], Section | None]] = [theorem, lemmas, against_data, nearest, stages]
