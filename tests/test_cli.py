@@ -162,6 +162,7 @@ def test_a_run_starts_from_another_ones_generator(
         (["--method", "last-layer", "--shares", "1"], "--shares: last-layer"),
         (["--method", "last-layer", "--random-width", "0"], "--random-width 0"),
         (["--method", "layerwise", "--random-width", "64"], "--random-width 64"),
+        (["--method", "backward-correction", "--correction-rate", "0"], "--correction-rate 0"),
         (["--method", "layer-wise"], "--method layer-wise"),
     ],
 )

@@ -171,7 +171,7 @@ def make_learner(
         return JointLearner(config, source, device)
     stages = schedule(settings["method"], settings["sides"])
     ends = stage_ends(settings["shares"], stages, limits, config.batch)
-    return ScheduledLearner(config, source, device, stages, ends, settings["random_width"])
+    return ScheduledLearner(config, source, device, stages, ends, settings["random_width"], settings["correction_rate"])
 
 
 def _learn(
@@ -225,7 +225,7 @@ def validate(config: LearnConfig) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
     if config.batch < 2:
         raise UserError("--batch 1: batch normalisation needs at least 2 images")
-    for name in ("rate_g", "rate_d", "ema_images"):
+    for name in ("rate_g", "rate_d", "ema_images", "correction_rate"):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) > 0):
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be positive")
     if not (math.isfinite(config.gamma) and config.gamma >= 0):

@@ -64,7 +64,7 @@ def learner(
     stages = schedule(method, SIDES)
     ends = stage_ends(shares, stages, limits or Budget(steps=100), config.batch)
     width = 6 if method == "last-layer" else None
-    return kind(config, Pictures(), torch.device("cpu"), stages, ends, width)
+    return kind(config, Pictures(), torch.device("cpu"), stages, ends, width, correction_rate=0.25)
 
 
 def hashes(model: DeconvGenerator, levels: range) -> list[str]:
@@ -192,6 +192,7 @@ def test_the_correction_starts_from_the_layerwise_weights_and_moves_every_level(
     for level in range(3):
         one = range(level, level + 1)
         assert hashes(made.generator, one) != hashes(before, one)
+    assert made.optimizer_g.param_groups[0]["lr"] == pytest.approx(0.25 * made.config.rate_g)
     assert made.critic.headed == (0, 1)  # every coarse level can change again, so it is judged again
 
 
