@@ -22,7 +22,7 @@ from forwardsr.measure.assumptions import AuditSettings, audit
 from forwardsr.measure.corrections import corrections
 from forwardsr.measure.correlation import Correlation
 from forwardsr.measure.distance import Reference
-from forwardsr.measure.draws import as_images
+from forwardsr.measure.draws import channels_of
 from forwardsr.measure.features import features
 from forwardsr.measure.fid import feature_distances
 from forwardsr.measure.forward_super_resolution import forward_super_resolution
@@ -69,6 +69,11 @@ class Subject:
         """How many samples to take."""
         return default if self.n is None else self.n
 
+    @property
+    def latent_seed(self) -> int:
+        """Of generated samples that are held against real ones: a planted source and its own network share no latents."""
+        return self.seed + 10_007
+
     @functools.cached_property
     def real(self) -> Source:
         """The real data, in the generator's own form. Raises :class:`Inapplicable` where none is known."""
@@ -111,13 +116,12 @@ class Subject:
 
     def generated(self, n: int) -> Pyramid:
         """``n`` generated samples."""
-        return self.generator.sample(n, torch.Generator().manual_seed(self.seed))
+        return self.generator.sample(n, torch.Generator().manual_seed(self.latent_seed))
 
 
 def _distance(subject: Subject) -> Result:
     source = subject.real
-    channels = as_images(source.draw(1, torch.Generator().manual_seed(0)))[0].shape[1]
-    reference = Reference.from_source(source, subject.size(2048), seed=subject.seed, channels=channels)
+    reference = Reference.from_source(source, subject.size(2048), seed=subject.seed, channels=channels_of(source))
     try:
         return reference.compare(subject.generated(reference.n))
     except ValueError as error:
@@ -152,11 +156,11 @@ def _moments(subject: Subject) -> Result:
     kept = [] if subject.run is None else thinned(subject.run.snapshots(), SNAPSHOTS)
     stages = [(images, load_snapshot(file)) for images, file in kept]
     known = bool(stages) and stages[0][0] == 0
-    return moments(stages or [(None, subject.generator)], real, subject.seed, initial=known)
+    return moments(stages or [(None, subject.generator)], real, subject.latent_seed, initial=known)
 
 
 def thinned(snapshots: Sequence[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
-    """At most ``most`` snapshots: the first, the last, and others evenly in the logarithm of images seen."""
+    """At most ``most`` (3 or more) snapshots: the first, the last, and others evenly in the logarithm of images seen."""
     if len(snapshots) <= most:
         return list(snapshots)
     seen = torch.tensor([images for images, _ in snapshots], dtype=torch.float64).clamp(min=1).log()

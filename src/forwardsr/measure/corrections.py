@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from forwardsr.data.source import Source
 from forwardsr.measure.distance import Distance, Reference
+from forwardsr.measure.draws import channels_of
 from forwardsr.measure.features import output_features
 from forwardsr.model.deconv_generator import DeconvGenerator
 from forwardsr.model.patch_generator import PatchGenerator
@@ -173,9 +174,9 @@ def corrections(
     """
     distances: list[Distance | None] = [None, None]
     if source is not None:
-        reference = Reference.from_source(source, n, seed=seed, channels=source.shapes[0][0])
+        reference = Reference.from_source(source, n, seed=seed, channels=channels_of(source))
         distances = [
-            reference.compare(model.sample(reference.n, torch.Generator().manual_seed(seed)))
+            reference.compare(model.sample(reference.n, torch.Generator().manual_seed(seed + 10_007)))
             for model in (before, after)
         ]
     pictures: tuple[tuple[Tensor, Tensor], ...] = ()

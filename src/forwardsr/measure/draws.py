@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from forwardsr.data.pyramid import Pyramid
+from forwardsr.data.source import Source
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.protocol import LayeredGenerator
 
@@ -34,18 +35,20 @@ def latents(generator: LayeredGenerator, n: int, seed: int, batch: int = BATCH) 
         yield torch.randn(min(batch, n - start), generator.latent_dim, generator=random).to(like)
 
 
-@torch.no_grad()
 def hidden_batches(generator: LayeredGenerator, n: int, seed: int, batch: int = BATCH) -> Iterator[list[Tensor]]:
-    """The hidden layers of ``n`` samples, ``batch`` at a time."""
+    """The hidden layers of ``n`` samples, ``batch`` at a time, without gradients."""
     for z in latents(generator, n, seed, batch):
-        yield generator.hidden(z)
+        with torch.no_grad():
+            hidden = generator.hidden(z)
+        yield hidden
 
 
-@torch.no_grad()
 def pyramid_batches(generator: LayeredGenerator, n: int, seed: int, batch: int = BATCH) -> Iterator[Pyramid]:
-    """``n`` samples, ``batch`` at a time, on the CPU."""
+    """``n`` samples, ``batch`` at a time, on the CPU, without gradients."""
     for hidden in hidden_batches(generator, n, seed, batch):
-        yield generator.render(hidden).map(device="cpu")
+        with torch.no_grad():
+            pyramid = generator.render(hidden).map(device="cpu")
+        yield pyramid
 
 
 def as_images(pyramid: Pyramid) -> Pyramid:
@@ -61,6 +64,11 @@ def as_images(pyramid: Pyramid) -> Pyramid:
         except ValueError:
             continue
     raise ValueError("these patches make no square images")
+
+
+def channels_of(source: Source) -> int:
+    """Channels of the source's images. Raises ``ValueError`` where its patches make no square images."""
+    return as_images(source.draw(1, torch.Generator().manual_seed(0)))[0].shape[1]
 
 
 def plus_minus(value: float, error: float) -> str:

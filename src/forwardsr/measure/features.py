@@ -5,7 +5,9 @@ Each filter is a picture of c colour channels and p x p pixels. Said of it:
 * ``r2``: how well one Gabor function of one colour explains it (:mod:`gabor`), with its ``angle`` and ``frequency``;
 * ``flat``: the share of its energy in its mean over pixels, of each channel: 1 for a plain colour;
 * ``saturation``: the share of its energy that is no grey (orthogonal to (1, 1, 1) in colour): 0 for a grey filter, 2/3 for noise;
-* ``edge``: ``r2`` above the 95 % quantile of as many random filters (independent Gaussian pixels), and ``flat`` below 1/2.
+* ``oriented``: how much it changes in one direction only: with g the gradients, :math:`J = \sum g g^T` over pixels and channels, and
+  lambda its eigenvalues, :math:`(\lambda_1 - \lambda_2) / (\lambda_1 + \lambda_2)`; 1 for a wave, 0 for a blob;
+* ``edge``: ``r2`` and ``oriented`` above the 95 % quantiles of random filters (independent Gaussian pixels), ``flat`` below 1/2.
 
 *Overlap* of the two sets at one level: for each feature of the generator the largest |cosine| with a filter of the critic, on
 average; against random filters in the critic's place, white (independent pixels) and with the critic's own second moment (random
@@ -49,6 +51,7 @@ class LevelFeatures:
     r2: Float[Tensor, " n"]
     angle: Float[Tensor, " n"]
     frequency: Float[Tensor, " n"]
+    oriented: Float[Tensor, " n"]
     flat: Float[Tensor, " n"]
     saturation: Float[Tensor, " n"]
     edge: Bool[Tensor, " n"]
@@ -58,7 +61,7 @@ class LevelFeatures:
         """One list of numbers per quantity, in the order of ``filters`` (which are left out)."""
         lists = {
             name: [round(float(v), 4) for v in getattr(self, name)]
-            for name in ("r2", "angle", "frequency", "flat", "saturation")
+            for name in ("r2", "angle", "frequency", "oriented", "flat", "saturation")
         }
         return {
             "level": self.level,
@@ -82,11 +85,12 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Features:
-    """All sets of filters. ``random_r2``: the 5, 50 and 95 % quantiles of r^2 over random filters of the same shape."""
+    """All sets of filters. ``random_*``: the 5, 50 and 95 % quantiles over random filters of the same shape."""
 
     sets: tuple[LevelFeatures, ...]
     overlaps: tuple[Overlap, ...]
     random_r2: tuple[float, float, float]
+    random_oriented: tuple[float, float, float]
 
     def table(self) -> Table:
         """A row a set of filters."""
@@ -96,10 +100,11 @@ class Features:
         for heading in (
             "filters",
             "edges",
-            "Gabor r²: median",
-            "cycles/px of edges",
+            "Gabor r²",
+            "oriented",
             "flat",
             "saturation",
+            "edges' cycles/px",
             "coherence",
         ):
             table.add_column(heading, justify="right")
@@ -112,11 +117,14 @@ class Features:
             )  # fmt: skip
             table.add_row(
                 str(s.level), s.owner, str(len(s.filters)), f"{float(s.edge.double().mean()):.0%}",
-                f"{float(s.r2.median()):.2f}", f"{float(s.frequency[s.edge].median()):.2f}" if s.edge.any() else "-",
-                f"{float(s.flat.median()):.2f}", f"{float(s.saturation.median()):.2f}", f"{s.coherence:.2f}", match,
+                *(f"{float(getattr(s, q).median()):.2f}" for q in ("r2", "oriented", "flat", "saturation")),
+                f"{float(s.frequency[s.edge].median()):.2f}" if s.edge.any() else "-", f"{s.coherence:.2f}", match,
             )  # fmt: skip
-        low, median, high = self.random_r2
-        table.caption = f"Random filters have a Gabor r² of {median:.2f} (5 to 95 %: {low:.2f} to {high:.2f}). Medians."
+        r2, oriented = self.random_r2, self.random_oriented
+        table.caption = (
+            f"Medians. Random filters: Gabor r² {r2[1]:.2f} (5 to 95 %: {r2[0]:.2f} to {r2[2]:.2f}), "
+            f"oriented {oriented[1]:.2f} ({oriented[0]:.2f} to {oriented[2]:.2f})."
+        )
         return table
 
     def to_json(self) -> dict[str, Any]:
@@ -125,6 +133,7 @@ class Features:
             "sets": [s.to_json() for s in self.sets],
             "overlaps": [vars(o) for o in self.overlaps],
             "random_r2": list(self.random_r2),
+            "random_oriented": list(self.random_oriented),
         }
 
 
@@ -161,23 +170,35 @@ def critic_filters(critic: Critic) -> dict[int, Float[Tensor, "n c p p"]]:
     return {l: weights[f"first.{l - 1}.weight"].detach().cpu().float() for l in range(1, len(critic.sides) + 1)}
 
 
-def describe(level: int, owner: str, filters: Float[Tensor, "n c p p"], threshold: float) -> LevelFeatures:
-    """What is said of a set of filters; ``threshold``: the r^2 that random ones seldom reach."""
+def orientation(filters: Float[Tensor, "n c p p"]) -> Float[Tensor, " n"]:
+    """How one-directional the gradients of each filter are, in [0, 1]; 0 where it has none."""
+    w = filters.double()
+    right, down = w.diff(dim=3), w.diff(dim=2)
+    x, y = (right[:, :, 1:] + right[:, :, :-1]) / 2, (down[..., 1:] + down[..., :-1]) / 2
+    xx, yy, xy = ((a * b).sum((1, 2, 3)) for a, b in ((x, x), (y, y), (x, y)))
+    return ((xx - yy).square() + 4 * xy.square()).sqrt() / (xx + yy).clamp(min=1e-30)
+
+
+def describe(
+    level: int, owner: str, filters: Float[Tensor, "n c p p"], r2_above: float, oriented_above: float
+) -> LevelFeatures:
+    """What is said of a set of filters; the last two are what random filters seldom exceed."""
     w = filters.double()
     energy = w.square().sum((1, 2, 3)).clamp(min=1e-30)
     pixels = w.shape[-1] ** 2
     flat = w.mean((2, 3)).square().sum(1) * pixels / energy
     saturation = 1 - w.mean(1).square().sum((1, 2)) * w.shape[1] / energy
+    oriented = orientation(filters)
     fit = fit_gabors(filters)
     order = fit.r2.argsort(descending=True)
     unit = F.normalize(w.flatten(1), dim=1)
     cosines = (unit @ unit.T).abs()
     n = len(w)
     coherence = float((cosines.sum() - cosines.diagonal().sum()) / max(n * (n - 1), 1))
-    edge = (fit.r2 > threshold) & (flat < 0.5)
+    edge = (fit.r2 > r2_above) & (oriented > oriented_above) & (flat < 0.5)
     return LevelFeatures(
-        level, owner, filters[order], fit.r2[order], fit.angle[order], fit.frequency[order], flat[order],
-        saturation.clamp(0, 1)[order], edge[order], coherence,
+        level, owner, filters[order], fit.r2[order], fit.angle[order], fit.frequency[order], oriented[order],
+        flat[order], saturation.clamp(0, 1)[order], edge[order], coherence,
     )  # fmt: skip
 
 
@@ -207,12 +228,17 @@ def features(generator: LayeredGenerator, critic: Critic | None = None, seed: in
     ours = output_features(generator)
     theirs = {} if critic is None else critic_filters(critic)
     shape = next(iter(ours.values())).shape[1:]
-    r2 = fit_gabors(torch.randn(RANDOM, *shape, generator=random)).r2
-    low, median, high = torch.quantile(r2, torch.tensor([0.05, 0.5, 0.95], dtype=r2.dtype)).tolist()
+    noise = torch.randn(RANDOM, *shape, generator=random)
+    r2, oriented = (_quantiles(q) for q in (fit_gabors(noise).r2, orientation(noise)))
     sets, overlaps = [], []
     for level, filters in ours.items():
-        sets.append(describe(level, "generator", filters, high))
+        sets.append(describe(level, "generator", filters, r2[2], oriented[2]))
         if level in theirs:
-            sets.append(describe(level, "critic", theirs[level], high))
+            sets.append(describe(level, "critic", theirs[level], r2[2], oriented[2]))
             overlaps.append(overlap(level, filters, theirs[level], random))
-    return Features(tuple(sets), tuple(overlaps), (low, median, high))
+    return Features(tuple(sets), tuple(overlaps), r2, oriented)
+
+
+def _quantiles(values: Float[Tensor, " n"]) -> tuple[float, float, float]:
+    low, median, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)).tolist()
+    return low, median, high

@@ -114,7 +114,9 @@ def moments(result: Moments) -> Figure:
             axis.set_xscale("log")
             axis.minorticks_off()
             middle = seen[1:] if len(seen) < 4 else [seen[1], seen[len(seen) // 2], seen[-1]]
-            axis.set_xticks([x[0], *middle], ["0" if not seen[0] else compact(seen[0]), *(compact(s) for s in middle)])
+            axis.set_xticks(
+                [x[0], *middle], ["0" if not seen[0] else compact(float(seen[0])), *(compact(float(s)) for s in middle)]
+            )
         else:
             axis.set_xticks([])
         axis.set_xlabel("images seen")
@@ -253,7 +255,8 @@ def forward_super_resolution(result: ForwardSuperResolution) -> Figure:
     linear.bar(x - 0.2, [max(s.from_own, 1e-9) for s in result.steps], 0.38, color=AFTER, label="from S_l")
     linear.bar(x + 0.2, [s.from_below for s in result.steps], 0.38, color=BEFORE, label="from S_(l-1)")
     linear.set_yscale("log")
-    linear.set_ylim(1e-8, 3)
+    linear.set_ylim(1e-8, 100)
+    linear.set_yticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
     linear.set_title("best linear map to X_l", loc="left")
     with_pool = [s for s in result.steps if s.pooled is not None]
     names = [f"{s.level} to {s.level - 1}" for s in with_pool]
@@ -269,7 +272,8 @@ def forward_super_resolution(result: ForwardSuperResolution) -> Figure:
         axis.set_xticks(at, labels)
         axis.set_xlabel(title)
         if labels:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, ncols=3, loc="upper left", columnspacing=0.8, handlelength=1.2)
+    pooling.set_ylim(0, 1.8)
     linear.set_ylabel("relative error")
     return figure
 
