@@ -2,9 +2,9 @@
 
 The plain side makes the same update mathematics cost what it costs in the usual loop: the critic's step on real and detached
 generated images, then the generator's step through the critic again. Both sides have the same networks, batch, optimizers,
-weight average and gradient-penalty interval. They are timed in alternation in one process; the ratio is what counts.
+weight average and gradient-penalty interval. They are timed step by step in alternation in one process; the ratio is what counts.
 
-    python benchmarks/throughput.py [--resolution 64] [--batch 32] [--rounds 5] [--out throughput.json]
+    python benchmarks/throughput.py [--resolution 64] [--batch 16] [--rounds 5] [--out throughput.json]
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from forwardsr.data.pyramid import Pyramid, pool
 from forwardsr.device import resolve_device, resolve_precision
 from forwardsr.learn.adversarial import LOSSES, average, gradient_penalty
 from forwardsr.learn.joint import JointConfig, JointLearner
+from forwardsr.learn.memory import keep_freed_memory
+from forwardsr.model.convolution import Convolution, Deconvolution
+from forwardsr.model.critic import SLOPE, LeakyReLU
 from forwardsr.model.deconv_generator import pyramid_sides
 
 
@@ -33,7 +36,7 @@ class Settings:
     resolution: int = 64
     batch: int = JointConfig.batch
     rounds: int = 5
-    steps: int = 8
+    steps: int = JointConfig.penalty_interval
     device: str = "auto"
     out: Path | None = None
 
@@ -54,13 +57,15 @@ class Noise:
 
 
 class PlainLearner(JointLearner):
-    """The usual loop: float32, channels first, critic and generator in turn."""
+    """The usual loop: PyTorch's own layers, float32, channels first, critic and generator in turn."""
 
     def __init__(self, config: JointConfig, source: Noise, device: torch.device) -> None:
         super().__init__(config, source, device)
         for network in (self.generator, self.critic, self.average):
+            plain_layers(network)
             network.to(memory_format=torch.contiguous_format)
-        self.first = self.generator.layers[0]
+        # So that nothing stays channels last: the first hidden layer hands on a contiguous tensor.
+        self.generator.layers[0].register_forward_hook(lambda _m, _i, output: output.contiguous())
 
     def advance(self) -> dict[str, torch.Tensor]:
         """One alternating step."""
@@ -89,41 +94,54 @@ class PlainLearner(JointLearner):
         return {}
 
 
-def contiguous_layers(model: nn.Module) -> None:
-    """Nothing of the plain side stays channels last: its first hidden layer hands on a contiguous tensor."""
-    model.register_forward_hook(lambda _m, _i, output: output.contiguous())
+def plain_layers(network: nn.Module) -> None:
+    """Put PyTorch's convolutions and leaky ReLU, with the same parameters, in the place of the package's."""
+    for name, part in network.named_children():
+        plain: nn.Module
+        if isinstance(part, Convolution | Deconvolution):
+            kind = nn.Conv2d if isinstance(part, Convolution) else nn.ConvTranspose2d
+            size, stride, padding = part.kernel_size, part.stride, part.padding
+            plain = kind(part.in_channels, part.out_channels, size, stride, padding, bias=part.bias is not None)  # type: ignore[arg-type]
+            plain.weight, plain.bias = part.weight, part.bias
+            setattr(network, name, plain)
+        elif isinstance(part, LeakyReLU):
+            setattr(network, name, nn.LeakyReLU(SLOPE, inplace=True))
+        else:
+            plain_layers(part)
 
 
-def rate(learner: JointLearner, steps: int, batch: int) -> float:
-    """Images a second over ``steps`` steps."""
+def seconds(learner: JointLearner) -> float:
+    """Wall time of one step."""
     if learner.device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    for _ in range(steps):
-        learner.advance()
+    learner.advance()
     if learner.device.type == "cuda":
         torch.cuda.synchronize()
-    return steps * batch / (time.perf_counter() - start)
+    return time.perf_counter() - start
 
 
 def main(settings: Settings) -> None:
-    """Alternate the two sides and print the ratio."""
+    """Alternate the two sides, step by step, and print the ratio."""
+    keep_freed_memory()  # of both sides
     device = resolve_device(settings.device)
     precision = resolve_precision("auto", device)
     source = Noise(settings.resolution, settings.batch)
     ours = JointLearner(JointConfig(batch=settings.batch, precision=precision, flip=False), source, device)
     plain = PlainLearner(JointConfig(batch=settings.batch, precision="float32", flip=False), source, device)
-    contiguous_layers(plain.first)
-    for learner in (ours, plain):
-        rate(learner, 2, settings.batch)
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
-    for _ in range(settings.rounds):
-        rates["plain"].append(rate(plain, settings.steps, settings.batch))
-        rates["ours"].append(rate(ours, settings.steps, settings.batch))
+    for number in range(settings.rounds + 1):
+        spent = {"ours": 0.0, "plain": 0.0}
+        for _ in range(settings.steps):  # as many as lie between two gradient penalties, so that a round has one
+            spent["plain"] += seconds(plain)
+            spent["ours"] += seconds(ours)
+        for name, total in spent.items():
+            if number > 0:  # the first is for warming up
+                rates[name].append(settings.steps * settings.batch / total)
     ratios = [a / b for a, b in zip(rates["ours"], rates["plain"])]
     record = {
         "resolution": settings.resolution, "batch": settings.batch, "device": str(device), "precision": precision,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "rounds": settings.rounds, "steps": settings.steps,
         "ours": statistics.median(rates["ours"]), "plain": statistics.median(rates["plain"]),
         "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
     }  # fmt: skip

@@ -35,11 +35,11 @@ from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
 from forwardsr.data.pyramid import Pyramid
+from forwardsr.model.convolution import transposed
 from forwardsr.model.critic import SLOPE, Critic
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -75,8 +75,9 @@ def adversarial_gradients(
     n = real.n
     both = [torch.cat([a, b.detach()]).contiguous(memory_format=torch.channels_last) for a, b in zip(real, fake)]
     before = [first(x) for first, x in zip(critic.first, both)]
+    # In place: a convolution's gradient does not need its result, and the sign of h is that of what it was computed from.
     # Leaves where the streams of the logits part, so that each stream's gradient is seen on its own.
-    trunk_leaf = [F.leaky_relu(a.detach(), SLOPE).requires_grad_() for a in before]
+    trunk_leaf = [F.leaky_relu_(a.detach(), SLOPE).requires_grad_() for a in before]
     head_leaf = [trunk_leaf[level].detach().requires_grad_() for level in critic.headed]
     logits = torch.stack(
         [critic.trunk(trunk_leaf), *(head(leaf) for head, leaf in zip(critic.heads, head_leaf))]
@@ -91,22 +92,28 @@ def adversarial_gradients(
 
     gradients: list[Tensor] = []
     own = {level: k for k, level in enumerate(critic.headed)}
-    for level, (x, a, leaf) in enumerate(zip(both, before, trunk_leaf)):
+    for level, (a, leaf) in enumerate(zip(before, trunk_leaf)):
         assert leaf.grad is not None
-        for_d, for_g = leaf.grad, ratio[0] * leaf.grad[n:]
+        weight = cast(Tensor, critic.first[level].weight).detach()
         if level in own:
             stream = head_leaf[own[level]].grad
             assert stream is not None
-            for_d, for_g = for_d + stream, for_g + ratio[own[level] + 1] * stream[n:]
-        a.backward(_through_leaky_relu(for_d, a.detach()))
-        first = cast(nn.Conv2d, critic.first[level])
-        cotangent = _through_leaky_relu(for_g, a.detach()[n:]).to(first.weight.dtype)
-        gradients.append(conv2d_input(x[n:].shape, first.weight.detach(), cotangent, first.stride, first.padding))
+            for_g = ratio[0] * leaf.grad[n:] + ratio[own[level] + 1] * stream[n:]
+            a.backward(_through_leaky_relu(leaf.grad.add_(stream), leaf))
+            gradients.append(
+                transposed(_through_leaky_relu(for_g.to(leaf.dtype), leaf[n:]), weight).to(fake[level].dtype)
+            )
+        else:
+            for_d = _through_leaky_relu(leaf.grad, leaf)
+            a.backward(for_d)
+            gradients.append(ratio[0] * transposed(for_d[n:], weight).to(fake[level].dtype))
     return losses_d.detach(), losses_g.detach(), gradients
 
 
-def _through_leaky_relu(gradient: Tensor, before: Tensor) -> Tensor:
-    return torch.ops.aten.leaky_relu_backward(gradient.to(before.dtype), before, SLOPE, False)
+def _through_leaky_relu(gradient: Tensor, after: Tensor) -> Tensor:
+    """``gradient`` with respect to what ``after`` is the leaky ReLU of; overwrites ``gradient``."""
+    through = torch.ops.aten.leaky_relu_backward.grad_input
+    return through(gradient, after.detach(), SLOPE, True, grad_input=gradient)
 
 
 def gradient_penalty(critic: Critic, pyramid: Pyramid, generator: torch.Generator) -> Float[Tensor, ""]:

@@ -17,20 +17,56 @@ easily cannot silence another. There is no normalisation across samples: a sampl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 
 from forwardsr.data.pyramid import Pyramid
-from forwardsr.model.deconv_generator import KERNEL, channels_last
+from forwardsr.model.convolution import Convolution
+from forwardsr.model.deconv_generator import channels_last
 
 SLOPE = 0.2
 
 
-def _down(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, KERNEL, stride=2, padding=KERNEL // 2 - 1)
+class _LeakySlope(Function):
+    """``gradient`` times the slope of the leaky ReLU whose result is ``after``. The slope is constant almost everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, after: Tensor) -> Tensor:
+        ctx.save_for_backward(after)
+        return torch.ops.aten.leaky_relu_backward(gradient, after, SLOPE, True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _LeakySlope.apply(gradient, ctx.saved_tensors[0]), None  # type: ignore[no-untyped-call]
+
+
+class _LeakyReLU(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        F.leaky_relu_(x, SLOPE)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _LeakySlope.apply(gradient, ctx.saved_tensors[0].detach())  # type: ignore[no-untyped-call]
+
+
+class LeakyReLU(nn.Module):
+    """``x`` where positive, :data:`SLOPE` times x elsewhere; overwrites its input.
+
+    PyTorch's own has a second derivative of zeros, and a gradient penalty then carries these zeros back through the whole
+    network. This one has none.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _LeakyReLU.apply(x)  # type: ignore[no-untyped-call]
 
 
 class Trunk(nn.Module):
@@ -39,16 +75,17 @@ class Trunk(nn.Module):
     def __init__(self, levels: int, width: int, side: int) -> None:
         """``side``: of the coarsest features."""
         super().__init__()
-        self.down = nn.ModuleList(_down(width, width) for _ in range(levels - 1))
-        self.enter = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(levels - 1))
-        self.mix = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.down = nn.ModuleList(Convolution(width, width) for _ in range(levels - 1))
+        self.enter = nn.ModuleList(Convolution(width, width, 1, 1) for _ in range(levels - 1))
+        self.mix = Convolution(width, 2 * width, 3, 1)
+        self.leaky_relu = LeakyReLU()
         self.logit = nn.Linear(2 * width * side * side, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Float[Tensor, " n"]:
         t = features[-1]
         for down, enter, h in zip(self.down, self.enter, reversed(features[:-1])):
-            t = F.leaky_relu(down(t) + enter(h), SLOPE)
-        return self.logit(F.leaky_relu(self.mix(t), SLOPE).flatten(1)).squeeze(1)
+            t = self.leaky_relu(down(t).add_(enter(h)))
+        return self.logit(self.leaky_relu(self.mix(t)).flatten(1)).squeeze(1)
 
 
 class Head(nn.Module):
@@ -59,9 +96,9 @@ class Head(nn.Module):
         steps: list[nn.Module] = []
         inputs = width
         while side > 4 and side % 2 == 0:
-            steps += [_down(inputs, width // 2), nn.LeakyReLU(SLOPE, inplace=True)]
+            steps += [Convolution(inputs, width // 2), LeakyReLU()]
             inputs, side = width // 2, side // 2
-        steps += [nn.Conv2d(inputs, width, 3, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
+        steps += [Convolution(inputs, width, 3, 1), LeakyReLU()]
         self.steps = nn.Sequential(*steps)
         self.logit = nn.Linear(width * side * side, 1)
 
@@ -79,7 +116,8 @@ class Critic(nn.Module):
         """``heads``: which scales have a logit of their own (all but the finest by default). ``generator``: initial weights."""
         super().__init__()
         self.sides = tuple(sides)
-        self.first = nn.ModuleList(_down(channels, width) for _ in sides)
+        self.first = nn.ModuleList(Convolution(channels, width) for _ in sides)
+        self.leaky_relu = LeakyReLU()
         self.trunk = Trunk(len(sides), width, sides[0] // 2)
         chosen = [side < self.sides[-1] for side in self.sides] if heads is None else list(heads)
         self.headed = tuple(level for level, on in enumerate(chosen) if on)
@@ -89,7 +127,7 @@ class Critic(nn.Module):
 
     def features(self, pyramid: Pyramid | Sequence[Tensor]) -> list[Tensor]:
         """``h_l``, each ``(n, width, side_l / 2, side_l / 2)``."""
-        return [F.leaky_relu(first(x), SLOPE) for first, x in zip(self.first, pyramid)]
+        return [self.leaky_relu(first(x)) for first, x in zip(self.first, pyramid)]
 
     def judge(self, features: Sequence[Tensor]) -> Float[Tensor, "logits n"]:
         """The logits: row 0 the joint one, then those of the scales in ``headed``."""

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forwardsr.data.pyramid import Pyramid
-
-KERNEL = 6  # the paper's 6 x 6 features
+from forwardsr.model.convolution import Deconvolution
 
 
 def pyramid_sides(resolution: int, base: int = 8) -> tuple[int, ...]:
@@ -43,7 +42,7 @@ class HiddenLayer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.V = nn.ConvTranspose2d(inputs, outputs, KERNEL, stride=2, padding=KERNEL // 2 - 1, bias=False)
+        self.V = Deconvolution(inputs, outputs, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, s: Tensor) -> Tensor:
@@ -82,9 +81,7 @@ class DeconvGenerator(nn.Module):
         self.layers = nn.ModuleList(
             [FirstHiddenLayer(latent, width, sides[0] // 2), *(HiddenLayer(width, width) for _ in sides[1:])]
         )
-        self.outputs = nn.ModuleList(
-            nn.ConvTranspose2d(width, channels, KERNEL, stride=2, padding=KERNEL // 2 - 1) for _ in sides
-        )
+        self.outputs = nn.ModuleList(Deconvolution(width, channels) for _ in sides)
         init_normal(self, generator)
         channels_last(self)
 
