@@ -18,6 +18,7 @@ from forwardsr.generators import load_generator, load_target
 from forwardsr.learn.minmax import MinmaxConfig, MinmaxResult, StageRecord, State, learn_minmax
 from forwardsr.measure.certificate import Certificate, certify
 from forwardsr.measure.self_certificate import SelfCertificate, self_certificate
+from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.report.figures import grid, save_png
 from forwardsr.report.page import write_report
@@ -114,6 +115,10 @@ def certificate(path: Path, target: Path | None, n: int = 10_000, seed: int = 1)
         return certify(learned, load_target(target), n, seed, None if saved is None else saved["state"], samples)
     if run is None:
         raise UserError("--target: a network file alone has no data; name its target, or give a run")
+    if isinstance(learned, InnovationGenerator):
+        from forwardsr.measuring import Subject
+
+        return self_certificate(learned, Subject(learned, run, None, n, seed, None).real, n, seed)
     return self_certificate(learned, open_source(str(run.config["source"])), n, seed)
 
 

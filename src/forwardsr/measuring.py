@@ -29,6 +29,7 @@ from forwardsr.measure.forward_super_resolution import forward_super_resolution
 from forwardsr.measure.locality import locality
 from forwardsr.measure.moments import RealMoments, moments
 from forwardsr.measure.sparsity import LevelActivity, Sparsity, activity
+from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.protocol import LayeredGenerator
 from forwardsr.run import Run
@@ -81,7 +82,7 @@ class Subject:
         spec = self.source or settings.get("source")
         if spec is None:
             raise Inapplicable("--source: this needs real data; name a source")
-        if isinstance(self.generator, PatchGenerator):
+        if of_the_theorem(self.generator):
             return open_source(str(spec))
         names = {f.name for f in fields(LearnConfig)}
         kept = {key: value for key, value in settings.items() if key in names and key != "precision"}
@@ -119,6 +120,11 @@ class Subject:
         return self.generator.sample(n, torch.Generator().manual_seed(self.latent_seed))
 
 
+def of_the_theorem(generator: LayeredGenerator) -> bool:
+    """Whether this is the paper's network, of patches alone: not one of images, whichever way learned."""
+    return isinstance(generator, PatchGenerator) and not isinstance(generator, InnovationGenerator)
+
+
 def _distance(subject: Subject) -> Result:
     source = subject.real
     reference = Reference.from_source(source, subject.size(2048), seed=subject.seed, channels=channels_of(source))
@@ -129,7 +135,7 @@ def _distance(subject: Subject) -> Result:
 
 
 def _assumptions(subject: Subject) -> Result:
-    if isinstance(subject.generator, PatchGenerator):
+    if of_the_theorem(subject.generator):
         return audit(subject.generator, subject.size(300_000), subject.seed)
     # Far from the bounds, which few samples at some positions show as well.
     return audit(subject.generator, subject.size(2048), subject.seed, AuditSettings(max_patches=16), chunk=256)
@@ -229,8 +235,7 @@ def measure(
             raise UserError(f"--what {name}: no such measurement; say all, {', '.join(MEASUREMENTS)}")
     run = None if path.suffix == ".safetensors" else Run.read(path)
     subject = Subject(load_generator(path, weights), run, source, n, seed, fid)
-    theorem = isinstance(subject.generator, PatchGenerator)
-    chosen = what or (["assumptions"] if theorem else ["distance"]) + (["fid"] if fid else [])
+    chosen = what or (["assumptions"] if of_the_theorem(subject.generator) else ["distance"]) + (["fid"] if fid else [])
     everything = "all" in chosen
     found: dict[str, Result] = {}
     for name in MEASUREMENTS if everything else chosen:

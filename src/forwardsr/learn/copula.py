@@ -25,10 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forwardsr.learn.warm_start import cumulant_warm_start
+from forwardsr.learn.warm_start import CumulantSettings, cumulant_warm_start
 
 KNOTS = (0.0, 1.0, 2.0)
-WARM_SAMPLES = 6000  # the warm start's third moments are cubic in the channels and linear in these
+WARM_SAMPLES = 6000  # the warm start takes third moments, linear in these
+SETTINGS = CumulantSettings(
+    repairs=0
+)  # on photographs no column explains its channel exactly: there is nothing to repair
 
 
 def orthonormal(w: Float[Tensor, "k d m"]) -> Float[Tensor, "k d m"]:
@@ -40,7 +43,7 @@ def orthonormal(w: Float[Tensor, "k d m"]) -> Float[Tensor, "k d m"]:
 def features(x: Float[Tensor, "n k d"], m: int, generator: torch.Generator) -> Float[Tensor, "k d m"]:
     """``m`` orthonormal features of each patch of centred samples, from Algorithm 5's robust form."""
     pick = torch.randperm(len(x), generator=generator)[: max(WARM_SAMPLES, 20 * m)]
-    return orthonormal(cumulant_warm_start(x[pick], m, generator))
+    return orthonormal(cumulant_warm_start(x[pick], m, generator, SETTINGS))
 
 
 def normal_scores(n: int) -> Float[Tensor, " n"]:

@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from forwardsr.data.pyramid import Pyramid
+from forwardsr.data.pyramid import Pyramid, unfold
 from forwardsr.data.source import FiniteSource, Source
 from forwardsr.measure.draws import as_images, latents, plus_minus
 from forwardsr.model.patch_generator import PatchGenerator
@@ -162,15 +162,20 @@ def _examples(
 ) -> dict[Key, _Examples]:
     """The examples of every map that is fitted."""
     found = {}
+    first = (
+        z[:, : generator.V[0].shape[-1]] if isinstance(generator, PatchGenerator) else z
+    )  # what the first level sees
     for level, X in enumerate(images):
         S = hidden[level]
-        found[0, True] = _Examples(z[:, None], images[0].flatten(1)[:, None], shared=False)
+        found[0, True] = _Examples(first[:, None], images[0].flatten(1)[:, None], shared=False)
         if S.ndim == 4:
             # A block of pixels depends on 3 x 3 positions of S_l and, through them, on 5 x 5 of S_(l-1).
             found[level, False] = _windows(S, X, 1)
             if level:
                 found[level, True] = _windows(hidden[level - 1], X, 2)
             continue
+        if X.ndim == 4:
+            X = unfold(X, X.shape[-1] // math.isqrt(S.shape[1]))
         found[level, False] = _Examples(S, X, shared=False)
         if level:
             parents = generator.parents[level] if isinstance(generator, PatchGenerator) else None

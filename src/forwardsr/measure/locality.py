@@ -24,6 +24,7 @@ from forwardsr.data.source import FiniteSource, Source
 from forwardsr.measure.draws import as_images, hidden_batches, plus_minus, pyramid_batches
 from forwardsr.measure.neighbourhood import Prediction, Step, join, predictions, steps
 from forwardsr.model.deconv_generator import DeconvGenerator
+from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.pooled_generator import PooledGenerator
 from forwardsr.model.protocol import LayeredGenerator
@@ -102,6 +103,9 @@ def next_layer(generator: LayeredGenerator, level: int, S: Tensor) -> Tensor:
     if isinstance(generator, DeconvGenerator):
         found: Tensor = generator.layers[level](S)
         return found
+    if isinstance(generator, InnovationGenerator):  # nothing new at the next level: what the present one determines
+        still = torch.zeros(generator.innovations[level - 1][0], len(S), generator.innovations[level - 1][1])
+        return generator.level(level, S.transpose(0, 1), still).transpose(0, 1)
     if not isinstance(generator, PatchGenerator):
         raise ValueError(f"{type(generator).__name__} cannot be entered at a hidden layer")
     V, b, parents = generator.V[level], generator.b[level], generator.parents[level]

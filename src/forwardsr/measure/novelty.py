@@ -1,12 +1,12 @@
 r"""Novelty: are drawn images new, or copies of what was learned from?
 
-For each of n drawn images its nearest training image, in the root mean square of pixels at one resolution. The yardstick is the same for
-n real images, each against all others:
+For each of n drawn images its nearest training image, in the root mean square of pixels at one resolution. The yardstick is
+the same for n real images, each against all others:
 
 .. math:: \mathrm{ratio} = \mathrm{median}_i \min_j \|G(z_i) - X_j\| \;/\; \mathrm{median}_i \min_{j \ne i} \|X_i - X_j\| .
 
-About 1 or above: new images as far from the training set as its images are from each other. Near 0: copies. Mirrored training images
-count as well, since learners may mirror.
+About 1 or above: new images as far from the training set as its images are from each other. Near 0: copies. Mirrored training
+images count as well, since learners may mirror.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Novelty:
-    """``drawn (n,)`` and ``real (n,)``: distances to the nearest training image; ``nearest (n,)`` its index; ``side`` compared at."""
+    """``drawn (n,)`` and ``real (n,)``: distances to the nearest training image; ``nearest (n,)`` its index; ``side`` compared
+    at."""
 
     drawn: Float[Tensor, " n"]
     real: Float[Tensor, " n"]

@@ -13,10 +13,15 @@ D2     l > 1   ``E abs~(s_r - ReLU(V S_(l-1) - b))``: the excess over b of what 
 with :math:`s = W^\top X`. For a perfect network every z is standard normal, so the mean of z^2 is 1 and the largest of K
 keeps below the Bonferroni bound :math:`\Phi^{-1}(1 - \alpha/2K)` with probability 1 - alpha. A moment that fewer than 30 samples
 contribute to is left out: it is not normal yet.
+
+A network of photographs (:class:`InnovationGenerator`) has signed features of centred patches, :math:`s = F^\top (X - \mu)`,
+and in D2 the part of s that is new takes the place of what super-resolution leaves unexplained. No such network is the law of
+photographs: the table says which moments refuse it, and by how much.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +33,7 @@ from torch import Tensor
 from forwardsr.data.source import Source
 from forwardsr.errors import UserError
 from forwardsr.learn.stream import Stream, mix
+from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.patch_generator import PatchGenerator
 
 ALPHA = 0.01  # of calling a perfect network distinguishable, per family of moments
@@ -69,7 +75,7 @@ class SelfCertificate:
     def table(self) -> Table:
         """The result as a table for a terminal."""
         verdict = "distinguishable from the data" if self.distinguishable else "not distinguishable from the data"
-        table = Table(title=f"Self-certificate on {self.n:,} held-out samples: {verdict}")
+        table = Table(title=f"Self-certificate on {self.n:,} samples of the data: {verdict}")
         for heading in ("", "level", "moments", "mean z^2", "largest |z|", "bound", "where"):
             table.add_column(heading)
         for f in self.families:
@@ -86,26 +92,30 @@ class SelfCertificate:
 
 @torch.no_grad()
 def self_certificate(
-    generator: PatchGenerator, source: Source, n: int = 20_000, seed: int = 0, patch: int = 6
+    generator: PatchGenerator, source: Source, n: int = 20_000, seed: int = 0, patch: int | None = None
 ) -> SelfCertificate:
     """Hold ``generator`` against ``n`` samples of ``source`` that it was not learned from (fresh, or held out by the caller).
 
-    Raises ``UserError`` where the source's patches are not the network's, or hold numbers that are not finite.
+    ``patch``: the side of a patch, for sources of images; the network's own where not given. Raises ``UserError`` where the
+    source's patches are not the network's, or hold numbers that are not finite.
     """
-    stream = Stream(source, seed, patch)
+    stream = Stream(source, seed, patch or _patch(generator, source))
     if tuple(stream.sizes) != generator.shapes:
         raise UserError(
             f"{source.name}: its patches {tuple(stream.sizes)} are not the network's {generator.shapes}; give what it learned"
         )
     n = stream.available(n)
-    generator = generator.map("cpu", torch.float32)
+    signed = isinstance(generator, InnovationGenerator)
+    if not signed:
+        generator = generator.map("cpu", torch.float32)
     levels = len(generator.W)
     b = _thresholds(generator, seed)
-    real, fake = ([_Moments(generator, l, b) for l in range(levels)] for _ in range(2))
+    kind = _SignedMoments if signed else _Moments
+    real, fake = ([kind(generator, l, b) for l in range(levels)] for _ in range(2))
     random = torch.Generator().manual_seed(mix(seed, 3))
     for chunk in stream.chunks(n, levels, 4):
         drawn = generator.sample(chunk[0].shape[1], random)
-        other = [x.transpose(0, 1) for x in drawn]
+        other = [x.transpose(0, 1) for x in drawn.unfold(stream.patch)]
         for l in range(levels):
             real[l].add(chunk)
             fake[l].add(other)
@@ -113,6 +123,11 @@ def self_certificate(
     for l in range(levels):
         families += [_compare(name, l + 1, real[l], fake[l]) for name in real[l].sums]
     return SelfCertificate(n, tuple(families))
+
+
+def _patch(generator: PatchGenerator, source: Source) -> int:
+    """The side of the network's patches, where the source is of images (any number where it is not)."""
+    return source.shapes[0][-1] // math.isqrt(generator.W[0].shape[0]) if len(source.shapes[0]) == 3 else 1
 
 
 def _thresholds(generator: PatchGenerator, seed: int) -> list[float]:
@@ -132,7 +147,7 @@ class _Moments:
         """``x``: patch-first levels ``(k, n, d)``."""
         l, b = self.level, self.b[self.level]
         here = x[l]
-        s = torch.bmm(self.generator.W[l].mT, here.mT)
+        s = self._values(here)
         self.count += here.shape[1]
         gate = (s > b).float()
         seen = gate.sum(2)[:, :, None].expand(*gate.shape[:2], here.shape[2])
@@ -148,6 +163,9 @@ class _Moments:
         else:
             error = torch.relu((s - self._predicted(x)).abs() - b)
             self._sum("D2", error.sum(2), error.square().sum(2), torch.full(error.shape[:2], error.shape[2]))
+
+    def _values(self, here: Tensor) -> Tensor:
+        return torch.bmm(self.generator.W[self.level].mT, here.mT)
 
     def _predicted(self, x: list[Tensor]) -> Tensor:
         l, g = self.level, self.generator
@@ -166,6 +184,33 @@ class _Moments:
         self.sums[name] = (
             (new[0], new[1], new[2]) if old is None else (old[0] + new[0], old[1] + new[1], old[2] + new[2])
         )
+
+
+class _SignedMoments(_Moments):
+    """The same of signed features of centred patches."""
+
+    generator: InnovationGenerator
+
+    def __init__(self, generator: InnovationGenerator, level: int, b: list[float]) -> None:
+        super().__init__(generator, level, b)
+        self.features = generator.features(level)
+        if level:
+            parents = generator.parents[level]
+            assert parents is not None
+            r = self.features.shape[2]
+            below = torch.linalg.pinv(generator.W[level - 1])[parents]
+            self.map = generator.V[level][:, :, :r] @ below
+            self.parents = parents
+
+    def _values(self, here: Tensor) -> Tensor:
+        return torch.bmm(self.features.mT, (here - self.generator.mean[self.level][:, None]).mT)
+
+    def _predicted(self, x: list[Tensor]) -> Tensor:
+        below = (x[self.level - 1] - self.generator.mean[self.level - 1][:, None]).mT
+        pre = -self.generator.b[self.level][:, : self.features.shape[2], None].expand(-1, -1, below.shape[2])
+        for i in range(self.parents.shape[1]):
+            pre = torch.baddbmm(pre, self.map[:, i], below[self.parents[:, i]])
+        return pre
 
 
 def _compare(name: str, level: int, real: _Moments, fake: _Moments) -> Family:

@@ -80,6 +80,16 @@ class InnovationGenerator(PatchGenerator):
         """Length of z = (z_1, ..., z_L)."""
         return self.V[0].shape[-1] + sum(k * q for k, q in self.innovations)
 
+    def features(self, l: int) -> Float[Tensor, "k d r"]:
+        """The orthonormal features whose values level ``l`` (0-based) holds: one for every pair of its neurons above the first
+        level, and for every d of them in the first.
+        """
+        W, u = self.W[l], self.U[l]
+        if u is not None:
+            return W[:, :, : (W.shape[2] - 2 * (u.shape[-1] - 1)) // 2]
+        columns = W[:, :, :: W.shape[2] // W.shape[1]]
+        return columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
     def hidden(self, z: Float[Tensor, "n m0"], levels: int | None = None) -> list[Tensor]:
         """``[S_1, ..., S_L]``, each ``(n, d_l, m_l)`` (only the first ``levels`` of them where given)."""
         n = len(z)
