@@ -41,8 +41,18 @@ def orthonormal(w: Float[Tensor, "k d m"]) -> Float[Tensor, "k d m"]:
 
 
 def features(x: Float[Tensor, "n k d"], m: int, generator: torch.Generator) -> Float[Tensor, "k d m"]:
-    """``m`` orthonormal features of each patch of centred samples, from Algorithm 5's robust form."""
-    pick = torch.randperm(len(x), generator=generator)[: max(WARM_SAMPLES, 20 * m)]
+    """``m`` orthonormal features of each patch of centred samples, from Algorithm 5's robust form.
+
+    With fewer than 20 m samples a patch has too few of its own: all positions then share what they have together, and with fewer
+    still the features are principal components.
+    """
+    n, k, d = x.shape
+    least = 20 * m
+    if n < least and k > 1:
+        return features(x.reshape(n * k, 1, d), m, generator).expand(k, -1, -1)
+    if n < least:
+        return torch.linalg.eigh(x[:, 0].T @ x[:, 0]).eigenvectors[None, :, d - m :]
+    pick = torch.randperm(n, generator=generator)[: max(WARM_SAMPLES, least)]
     return orthonormal(cumulant_warm_start(x[pick], m, generator, SETTINGS))
 
 

@@ -12,9 +12,10 @@ level moves. Activity that the coarser level does not predict, but that the deta
 is texture, there is none), is a Gaussian field h. Measured on faces at 64 px (standardised distance, floor 19): independent
 Gaussian innovations 76, Gaussian ones times their predicted size 63, sparse ones 46 to 51 without h.
 
-* *Activity.* :math:`\hat M` = E|y| given the contrasts of the level below, by ridge regression shared by the patches of a
-  kind, each relative to its own mean; ``M = A + B rho Mhat`` makes the root mean square ``rho Mhat`` (:data:`A`, :data:`B`:
-  least squares of the inverse over [0.1, 1.6]).
+* *Activity.* Contrasts are absolute values; their positive and negative parts apart gain nothing on faces or buildings.
+  :math:`\hat M` = E|y| given the contrasts of the level below, by ridge regression shared by the patches of a kind, each
+  relative to its own mean; ``M = A + B rho Mhat`` makes the root mean square ``rho Mhat`` (:data:`A`, :data:`B`: least squares
+  of the inverse over [0.1, 1.6]).
 * *Two statistics a neuron* (the task of D4): rho, how sparse, from E|y| over its root mean square, for a level; s, the scale,
   from E y^2, for each detail of each patch. c, for a level, from the variance of a patch's mean |y|. rho and c are fitted
   together, by drawing.

@@ -105,13 +105,11 @@ def self_certificate(
             f"{source.name}: its patches {tuple(stream.sizes)} are not the network's {generator.shapes}; give what it learned"
         )
     n = stream.available(n)
-    signed = isinstance(generator, InnovationGenerator)
-    if not signed:
+    if not isinstance(generator, InnovationGenerator):
         generator = generator.map("cpu", torch.float32)
     levels = len(generator.W)
     b = _thresholds(generator, seed)
-    kind = _SignedMoments if signed else _Moments
-    real, fake = ([kind(generator, l, b) for l in range(levels)] for _ in range(2))
+    real, fake = ([_moments_of(generator, l, b) for l in range(levels)] for _ in range(2))
     random = torch.Generator().manual_seed(mix(seed, 3))
     for chunk in stream.chunks(n, levels, 4):
         drawn = generator.sample(chunk[0].shape[1], random)
@@ -211,6 +209,11 @@ class _SignedMoments(_Moments):
         for i in range(self.parents.shape[1]):
             pre = torch.baddbmm(pre, self.map[:, i], below[self.parents[:, i]])
         return pre
+
+
+def _moments_of(generator: PatchGenerator, level: int, b: list[float]) -> _Moments:
+    kind = _SignedMoments if isinstance(generator, InnovationGenerator) else _Moments
+    return kind(generator, level, b)  # type: ignore[arg-type]
 
 
 def _compare(name: str, level: int, real: _Moments, fake: _Moments) -> Family:

@@ -1,0 +1,192 @@
+"""``minmax`` on photographs: each law against what it was learned from, on synthetic images where the truth is known."""
+
+import pytest
+import torch
+
+from forwardsr.data.pyramid import Pyramid, pool, unfold
+from forwardsr.errors import UserError
+from forwardsr.learn.copula import learn_first_level, shrunk_correlation
+from forwardsr.learn.innovations import (
+    activity_line,
+    details,
+    latent_correlation,
+    mean_absolute,
+    mean_square,
+)
+from forwardsr.learn.photographs import learn_photographs
+from forwardsr.learn.stream import Stream
+from forwardsr.learn.upsampling import learn_upsampling
+from forwardsr.learn.windows import gather, window
+from forwardsr.measure.novelty import novelty
+
+
+class Blobs:
+    """Finite source: smooth random images of 8 and 16 px, with speckle where they are far from grey."""
+
+    name = "blobs"
+
+    def __init__(self, n: int = 1500, sides: tuple[int, ...] = (8, 16), seed: int = 0, channels: int = 3) -> None:
+        g = torch.Generator().manual_seed(seed)
+        coarse = torch.randn(n, channels, 4, 4, generator=g)
+        images = torch.nn.functional.interpolate(coarse, size=sides[-1], mode="bilinear")
+        speckle = torch.randn(n, channels, sides[-1], sides[-1], generator=g)
+        images = 0.5 * images + 0.3 * images.abs() * speckle
+        self.pyramid = pool(images, sides)
+        self.shapes = tuple(tuple(x.shape[1:]) for x in self.pyramid)
+
+    def __len__(self) -> int:
+        return self.pyramid.n
+
+    def take(self, index: torch.Tensor, levels: int | None = None) -> Pyramid:
+        return Pyramid([x[index] for x in self.pyramid[:levels]])
+
+    def draw(self, n: int, generator: torch.Generator, levels: int | None = None) -> Pyramid:
+        return self.take(torch.randint(len(self), (n,), generator=generator), levels)
+
+
+def test_two_moments_of_an_innovation_are_those_of_draws() -> None:
+    M = torch.tensor([-2.0, -0.7, 0.0, 0.4, 1.5])
+    g = torch.randn(400_000, 1, generator=torch.Generator().manual_seed(0))
+    y = (M + g).relu() - (M - g).relu()
+    torch.testing.assert_close(mean_square(M), y.square().mean(0), rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(mean_absolute(M), y.abs().mean(0), rtol=0.02, atol=1e-3)
+    a, b = activity_line()
+    r = torch.tensor([0.2, 0.5, 1.0, 1.5])
+    torch.testing.assert_close(mean_square(a + b * r).sqrt(), r, atol=0.1, rtol=0)
+
+
+def test_latent_correlations_undo_the_threshold() -> None:
+    a, b = activity_line()
+    M = a + 0.5 * b
+    g, h = torch.randn(2, 400_000, generator=torch.Generator().manual_seed(5))
+    rho = torch.tensor(0.6)
+    y, v = ((M + x).relu() - (M - x).relu() for x in (g, rho * g + (1 - rho**2).sqrt() * h))
+    measured = torch.corrcoef(torch.stack([y, v]))[0, 1]
+    assert measured < 0.55
+    assert float(latent_correlation(measured)) == pytest.approx(0.6, abs=0.02)
+    assert float(latent_correlation(-measured)) == pytest.approx(-0.6, abs=0.02)
+
+
+def test_details_vanish_under_pooling_and_are_orthonormal() -> None:
+    D = details(3, 4, torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0])
+    assert D.shape == (48, 36)
+    torch.testing.assert_close(D.T @ D, torch.eye(36))
+    pooled = torch.nn.functional.avg_pool2d(D.T.reshape(36, 3, 4, 4), 2)
+    torch.testing.assert_close(pooled, torch.zeros_like(pooled), atol=1e-6, rtol=0)
+
+
+def test_level_one_has_the_marginals_and_correlations_of_its_data() -> None:
+    x = unfold(Blobs(4000).pyramid[0], 4)
+    first = learn_first_level(x, torch.Generator().manual_seed(0))
+    k, m, m_0 = first.V.shape
+    torch.testing.assert_close(first.V.norm(dim=2), torch.ones(k, m))
+    z = torch.randn(20_000, m_0, generator=torch.Generator().manual_seed(1))
+    S = (z @ first.V.reshape(k * m, -1).T - first.b.reshape(-1)).relu().view(-1, k, m)
+    drawn = torch.einsum("nkm,kdm->nkd", S, first.W) + first.mean
+    assert float((drawn.mean(0) - x.mean(0)).abs().max()) < 0.03
+    real, ours = torch.cov(x.flatten(1).T), torch.cov(drawn.flatten(1).T)
+    assert float((real - ours).norm() / real.norm()) < 0.1
+    q = torch.tensor([0.02, 0.25, 0.5, 0.75, 0.98])
+    values = [((t - first.mean).transpose(0, 1) @ first.basis)[0, :, :4].quantile(q, dim=0) for t in (x, drawn)]
+    assert float((values[0] - values[1]).abs().max()) < 0.1
+    # The contrasts of drawn samples are |a|.
+    shown = S.transpose(0, 1) @ first.contrast
+    truth = ((drawn - first.mean).transpose(0, 1) @ first.basis).abs()
+    torch.testing.assert_close(shown, truth, atol=1e-4, rtol=1e-3)
+
+
+def test_few_samples_shrink_correlations_and_many_do_not() -> None:
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(20, 20, generator=g) / 20**0.5 + 0.5
+    few, many = (torch.randn(n, 20, generator=g) @ mix for n in (15, 20_000))
+    truth = mix.T @ mix
+    scale = truth.diagonal().rsqrt()
+    truth = (truth * scale * scale[:, None]).double()
+    unit = [(x - x.mean(0)) / x.std(0) for x in (few, many)]
+    assert float(torch.linalg.eigvalsh(shrunk_correlation(unit[0]))[0]) > 1e-3  # 15 samples alone give rank 15
+    torch.testing.assert_close(shrunk_correlation(unit[1]), truth, atol=0.03, rtol=0)
+
+
+def test_upsampling_finds_a_linear_map_and_shares_it_where_all_patches_agree() -> None:
+    g = torch.Generator().manual_seed(0)
+    parents, kinds = window(2)
+    x = torch.randn(4, 600, 5, generator=g)
+    own = torch.randn(16, 20, 5, generator=g)
+    shared = torch.randn(16, 20, 5, generator=g)[kinds]
+    for B, expect_sharing in ((own, False), (shared, True)):
+        y = gather(x, parents) @ B + 1.0 + 0.05 * torch.randn(16, 600, 5, generator=g)
+        chunks = [(x[:, :250], y[:, :250]), (x[:, 250:], y[:, 250:])]
+        up = learn_upsampling(chunks, parents, kinds, x[:, :50].mean(1), y[:, :50].mean(1))
+        # On a 4 x 4 grid every patch is of a kind of its own, so shared and own solutions coincide.
+        assert float((up.B - B).norm() / B.norm()) < 0.02, expect_sharing
+        torch.testing.assert_close(up.mean, y.mean(1), atol=1e-4, rtol=0)
+        assert up.errors[up.sharing] < 0.004
+
+
+def test_sharing_is_chosen_on_held_out_samples() -> None:
+    g = torch.Generator().manual_seed(0)
+    parents, kinds = window(4)  # inner kinds have several patches
+    x = torch.randn(16, 300, 4, generator=g)
+    B = torch.randn(16, 16, 4, generator=g)[kinds]
+    noisy = gather(x, parents) @ B + 2.0 * torch.randn(64, 300, 4, generator=g)
+    shared = learn_upsampling([(x, noisy)], parents, kinds, x.mean(1), noisy.mean(1))
+    assert shared.sharing >= 1.0
+    apart = gather(x, parents) @ torch.randn(64, 16, 4, generator=g)
+    own = learn_upsampling([(x, apart)], parents, kinds, x.mean(1), apart.mean(1))
+    assert own.sharing <= 1e-2
+    assert own.errors[own.sharing] < 0.2 * own.errors[float("inf")]
+
+
+def test_a_learned_network_draws_like_its_images_and_pools_exactly() -> None:
+    source = Blobs(2500)
+    stages = []
+    model = learn_photographs(
+        Stream(source, 0, 4), 3, 0, on_stage=lambda record, state: stages.append((record, dict(state)))
+    )
+    drawn = model.sample(2500, torch.Generator().manual_seed(0))
+    for real, ours in zip(source.pyramid, drawn):
+        assert ours.shape[1:] == real.shape[1:]
+        assert float(ours.std() / real.std()) == pytest.approx(1.0, abs=0.1)
+
+    # Speckle is where images are far from grey, in the drawn ones too.
+    def rough(images: torch.Tensor) -> torch.Tensor:
+        coarse = torch.nn.functional.avg_pool2d(images, 2)
+        fine = (images - torch.nn.functional.interpolate(coarse, scale_factor=2)).abs()
+        return torch.corrcoef(torch.stack([torch.nn.functional.avg_pool2d(fine, 2).flatten(), coarse.abs().flatten()]))[0, 1]
+
+    assert float(rough(source.pyramid[-1])) > 0.3
+    assert float(rough(drawn[-1])) > 0.15  # 0 where innovations know nothing of the coarser level
+    pooled = torch.nn.functional.avg_pool2d(drawn[1], 2)
+    assert float((pooled - drawn[0]).square().mean() / drawn[0].var()) < 0.01
+    # From the state after level 1 the same network follows, bit for bit.
+    first_state = stages[0][1]
+    again = learn_photographs(Stream(source, 0, 4), 3, 0, resume=first_state)
+    for a, b in zip(model.tensors().values(), again.tensors().values()):
+        assert torch.equal(a, b)
+
+
+def test_without_innovation_pictures_are_smooth() -> None:
+    model = learn_photographs(Stream(Blobs(600), 0, 4), 3, 0, innovation=0.0)
+    z = model.latents(2, torch.Generator().manual_seed(0))
+    other = z.clone()
+    other[:, model.V[0].shape[-1] :] += 1.0
+    torch.testing.assert_close(model.render(model.hidden(z))[1], model.render(model.hidden(other))[1])
+
+
+def test_grey_images_and_too_few() -> None:
+    model = learn_photographs(Stream(Blobs(300, channels=1), 0, 4), 1, 0)
+    assert model.sample(2, torch.Generator().manual_seed(0))[1].shape == (2, 1, 16, 16)
+    with pytest.raises(UserError, match="at least 50"):
+        learn_photographs(Stream(Blobs(30), 0, 4), 3, 0)
+    with pytest.raises(UserError, match="double"):
+        learn_photographs(Stream(Blobs(100, sides=(4, 16)), 0, 4), 3, 0)
+
+
+def test_novelty_tells_copies_from_new_images() -> None:
+    source = Blobs(800)
+    copies = [x[:40].flip(-1) for x in source.pyramid]
+    assert novelty(copies, source).copies == 1.0
+    assert novelty(copies, source).nearest.tolist() == list(range(40))
+    fresh = novelty(list(Blobs(40, seed=9).pyramid), source)
+    assert fresh.copies == 0.0
+    assert fresh.ratio == pytest.approx(1.0, abs=0.15)
