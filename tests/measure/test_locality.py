@@ -12,6 +12,7 @@ from forwardsr.measure import locality as module
 from forwardsr.measure.locality import Locality, locality, next_layer, responses
 from forwardsr.measure.neighbourhood import Prediction, join, predictions, split, steps
 from forwardsr.model.deconv_generator import DeconvGenerator
+from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.plant import PlantConfig, plant
 from forwardsr.model.pooled_generator import PooledGenerator
 
@@ -52,9 +53,30 @@ def test_next_layer_is_the_networks_own() -> None:
     target = plant(
         PlantConfig(patches=(4, 16, 16), parents=2, mixing=0.3, graph="random", channels=(5,), d=8, calibration=1000)
     )
-    hidden = target.hidden(torch.randn(5, target.latent_dim))
+    z = torch.randn(5, target.latent_dim, generator=torch.Generator().manual_seed(2))
+    hidden = target.hidden(z)
     for level in (1, 2):
         torch.testing.assert_close(next_layer(target, level, hidden[level - 1]), hidden[level])
+
+
+def test_a_network_with_innovations_keeps_them() -> None:
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g)
+
+    ring = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4]])
+    model = InnovationGenerator(
+        [draw(1, 12, 3), draw(4, 12, 3)], [draw(1, 3, 2), draw(4, 1, 3, 3)], [draw(1, 3), draw(4, 3)],
+        [None, torch.zeros(4, 1, dtype=torch.int64)], [draw(1, 12), draw(4, 12)], [None, draw(1, 2, 3, 2)], [None, ring], 3,
+    )  # fmt: skip
+    z = draw(5, model.latent_dim)
+    hidden = model.hidden(z)
+    torch.testing.assert_close(next_layer(model, 1, hidden[0], z), hidden[1])
+    z[:, 2:] = 0
+    torch.testing.assert_close(next_layer(model, 1, hidden[0]), model.hidden(z)[1])
+    (found,) = responses(model, 20)
+    assert found.reach == pytest.approx(1.5 * math.sqrt(2))  # one patch over all 4 x 4 pixels
 
 
 def test_radii_by_hand() -> None:

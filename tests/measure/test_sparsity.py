@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from forwardsr.measure import sparsity as module
 from forwardsr.measure.correlation import Correlation, correlation, lift
 from forwardsr.measure.intervals import both_active
 from forwardsr.measure.sparsity import Sparsity, activity, sparsity
@@ -115,6 +116,21 @@ def test_tables_and_json() -> None:
     assert isinstance(together, Correlation)
     assert together.table().row_count == 8
     assert math.isfinite(json.loads(json.dumps(together.to_json()))["trained"][1]["triple"]["mean"])
+
+
+def test_of_many_channels_some_pairs_and_all_singles_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHANNELS", 3)
+    V, b = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(7)
+    some = activity(one_layer(V, b), 300, seed=0)[0]
+    assert some.channels.tolist() == [0, 3, 6]
+    monkeypatch.setattr(module, "CHANNELS", 7)
+    every = activity(one_layer(V, b), 300, seed=0)[0]
+    assert torch.equal(some.single, every.single)
+    assert some.k == every.k
+    pairs = torch.combinations(torch.arange(7)).tolist()
+    assert some.pair[0].tolist() == [float(every.pair[0, pairs.index(pair)]) for pair in ([0, 3], [0, 6], [3, 6])]
+    torch.testing.assert_close(some.independent("pair")[0, 1], every.single[0, 0] * every.single[0, 6])
+    assert some.means[1][0] == pytest.approx(float(some.pair.mean()))
 
 
 def test_two_channels_have_no_triples() -> None:

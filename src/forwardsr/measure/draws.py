@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -72,5 +73,10 @@ def channels_of(source: Source) -> int:
 
 
 def plus_minus(value: float, error: float) -> str:
-    """``value`` and the half-width of its 95 % interval, to the digits that the latter leaves."""
-    return f"{value:.3g} ± {error:.1g}"
+    """``value`` and the half-width of its 95 % interval, to the first digit of the latter."""
+    if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
+        return f"{value:.3g} ± {error:.1g}"
+    digits = -math.floor(math.log10(error))
+    if digits > 5:
+        return f"{value:.2e} ± {error:.0e}"
+    return f"{round(value, digits):.{max(digits, 0)}f} ± {round(error, digits):.{max(digits, 0)}f}"

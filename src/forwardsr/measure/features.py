@@ -31,6 +31,7 @@ from forwardsr.measure.draws import plus_minus
 from forwardsr.measure.gabor import fit_gabors
 from forwardsr.model.critic import Critic
 from forwardsr.model.deconv_generator import DeconvGenerator
+from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.pooled_generator import PooledGenerator
 from forwardsr.model.protocol import LayeredGenerator
@@ -153,7 +154,9 @@ def output_features(generator: LayeredGenerator) -> dict[int, Float[Tensor, "n c
     if not isinstance(generator, PatchGenerator):
         raise ValueError(f"{type(generator).__name__} has no output layer of known form")
     pictures = {}
-    for l, W in enumerate(generator.W, start=1):
+    for l in range(1, len(generator.W) + 1):
+        # Neurons of a network with innovations come in pairs of one feature and its negative.
+        W = generator.features(l - 1) if isinstance(generator, InnovationGenerator) else generator.W[l - 1]
         d = W.shape[1]
         side = next((p for c in (3, 1) if c * (p := math.isqrt(d // c)) ** 2 == d), None)
         if side is None:

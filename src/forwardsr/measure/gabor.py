@@ -22,7 +22,7 @@ from torch import Tensor
 
 # Of the first search, for a patch of p pixels: angles, cycles a pixel, centres (a side), widths in pixels along and across.
 ANGLES, FREQUENCIES, CENTRES, WIDTHS = 8, (0.03, 0.08, 0.14, 0.21, 0.3, 0.42), 4, (0.8, 1.5, 3.0)
-ITERATIONS = 40
+ITERATIONS = 25
 WIDEST, NARROWEST, FASTEST = 2.0, 0.3, 0.5  # widths in sides of the patch and in pixels; cycles a pixel (Nyquist's)
 
 

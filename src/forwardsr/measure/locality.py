@@ -21,7 +21,7 @@ from torch import Tensor
 
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import FiniteSource, Source
-from forwardsr.measure.draws import as_images, hidden_batches, plus_minus, pyramid_batches
+from forwardsr.measure.draws import as_images, latents, plus_minus, pyramid_batches
 from forwardsr.measure.neighbourhood import Prediction, Step, join, predictions, steps
 from forwardsr.model.deconv_generator import DeconvGenerator
 from forwardsr.model.innovation_generator import InnovationGenerator
@@ -98,14 +98,22 @@ class Locality:
         return {"shares": list(SHARES), "responses": responses, "predictions": [vars(p) for p in self.predictions]}
 
 
-def next_layer(generator: LayeredGenerator, level: int, S: Tensor) -> Tensor:
-    """Hidden layer ``level + 1`` from hidden layer ``level`` (both counted from 1). ``ValueError`` for a family unknown here."""
+def next_layer(generator: LayeredGenerator, level: int, S: Tensor, z: Tensor | None = None) -> Tensor:
+    """Hidden layer ``level + 1`` from hidden layer ``level`` (both counted from 1).
+
+    ``z``: the latents, for a network with innovations; without them its innovations are 0: what the present layer determines.
+    ``ValueError`` for a family unknown here.
+    """
     if isinstance(generator, DeconvGenerator):
         found: Tensor = generator.layers[level](S)
         return found
-    if isinstance(generator, InnovationGenerator):  # nothing new at the next level: what the present one determines
-        still = torch.zeros(generator.innovations[level - 1][0], len(S), generator.innovations[level - 1][1])
-        return generator.level(level, S.transpose(0, 1), still).transpose(0, 1)
+    if isinstance(generator, InnovationGenerator):
+        shapes = generator.innovations
+        if z is None:
+            z = S.new_zeros(len(S), generator.latent_dim)
+        noise = z.split([generator.V[0].shape[-1], *(k * q for k, q in shapes)], dim=1)[level]
+        noise = noise.view(len(S), *shapes[level - 1]).transpose(0, 1)
+        return generator.level(level, S.transpose(0, 1), noise).transpose(0, 1)
     if not isinstance(generator, PatchGenerator):
         raise ValueError(f"{type(generator).__name__} cannot be entered at a hidden layer")
     V, b, parents = generator.V[level], generator.b[level], generator.parents[level]
@@ -117,11 +125,12 @@ def next_layer(generator: LayeredGenerator, level: int, S: Tensor) -> Tensor:
 @torch.no_grad()
 def responses(generator: LayeredGenerator, n: int = EXCHANGED, seed: int = 0) -> tuple[Response, ...]:
     """The responses of all levels but the last, over ``n`` samples. ``ValueError`` where patches make no square images."""
-    hidden = next(hidden_batches(generator, n, seed, batch=n))
-    return tuple(_response(generator, level, hidden) for level in range(1, len(hidden)))
+    z = next(latents(generator, n, seed, batch=n))
+    hidden = generator.hidden(z)
+    return tuple(_response(generator, level, hidden, z) for level in range(1, len(hidden)))
 
 
-def _response(generator: LayeredGenerator, level: int, hidden: list[Tensor]) -> Response:
+def _response(generator: LayeredGenerator, level: int, hidden: list[Tensor], z: Tensor) -> Response:
     S = hidden[level - 1]
     n = len(S)
     grid = S.shape[-1] if S.ndim == 4 else int(S.shape[1] ** 0.5)
@@ -131,7 +140,7 @@ def _response(generator: LayeredGenerator, level: int, hidden: list[Tensor]) -> 
     def image(layer: Tensor) -> Tensor:
         stack = [*hidden[: level - 1], layer]
         while len(stack) < depth:
-            stack.append(next_layer(generator, len(stack), stack[-1]))
+            stack.append(next_layer(generator, len(stack), stack[-1], z))
         return as_images(generator.render(stack))[level].float()
 
     before = image(S)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from rich.table import Table
 from torch import Tensor
 
@@ -35,6 +35,7 @@ POSITIONS = (
     64  # looked at in a level, evenly spaced: exact triples at all 1,024 of a 32 x 32 layer add time and nothing else
 )
 SAMPLES = 4096  # any one probability to 0.016 at worst (95 %)
+CHANNELS = 96  # of which pairs and triples are counted, evenly spaced where a level has more: triples grow as m^3
 COUNTED = 4  # batches counted at a time: products of longer matrices, so three times as fast
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 40
@@ -47,7 +48,8 @@ KINDS: tuple[Kind, ...] = ("single", "pair", "triple")
 class LevelActivity:
     """How often single channels, pairs and triples of a level are active, at each position looked at.
 
-    ``single``, ``pair``, ``triple`` are probabilities, float64, the latter two over all p < q (< r) in lexicographic order.
+    ``single``, ``pair``, ``triple`` are probabilities, float64, the latter two over all p < q (< r) of ``channels`` (all m channels,
+    or :data:`CHANNELS` of them), in lexicographic order.
     ``means[k - 1]`` is the mean over all subsets of k channels and all positions, and its standard error. ``k`` is the
     1 - 1e-3 quantile of ``|S|_0`` at the worst position, ``n`` counts samples, ``positions_in_all`` the level's positions.
     """
@@ -56,6 +58,7 @@ class LevelActivity:
     m: int
     n: int
     positions_in_all: int
+    channels: Int64[Tensor, " counted"]
     single: Float[Tensor, "positions m"]
     pair: Float[Tensor, "positions pairs"]
     triple: Float[Tensor, "positions triples"]
@@ -64,8 +67,10 @@ class LevelActivity:
 
     def independent(self, kind: Kind) -> Tensor:
         """The probabilities if channels were independent, of the shape of the ones named."""
-        index = torch.combinations(torch.arange(self.m), KINDS.index(kind) + 1)
-        return self.single[:, index].prod(-1) if len(index) else self.single[:, :0]
+        if kind == "single":
+            return self.single
+        index = torch.combinations(torch.arange(len(self.channels)), KINDS.index(kind) + 1)
+        return self.single[:, self.channels][:, index].prod(-1) if len(index) else self.single[:, :0]
 
     def asked(self, kind: Kind) -> float:
         """What Assumption 2.2 asks for: k/m; epsilon_1 = 2 k / m^2; epsilon_2 = m^-2.01 (constants as in the audit)."""
@@ -95,15 +100,74 @@ def quantiles(values: Float[Tensor, " n"]) -> list[float]:
     return torch.quantile(values, torch.tensor(QUANTILES, dtype=values.dtype)).tolist()
 
 
+class _Counter:
+    """The counts of one level: single channels and their number over all channels, pairs and triples over some."""
+
+    def __init__(self, S: Float[Tensor, "positions n m"]) -> None:
+        positions, _, m = S.shape
+        self.n = 0
+        self.active = torch.zeros(positions, m, dtype=torch.float64)
+        self.sizes = torch.zeros(positions, m + 1, dtype=torch.float64)
+        self.channels = torch.linspace(0, m - 1, min(m, CHANNELS)).round().long()
+        self.joint = LevelCounts(positions, len(self.channels), ())
+        self.shares = torch.zeros(2, 3, dtype=torch.float64)
+
+    def add(self, S: Float[Tensor, "positions n m"]) -> None:
+        S = S.cpu()
+        positions, n, m = S.shape
+        self.n += n
+        A = S > 0
+        size = A.sum(2)
+        self.active += A.sum(1)
+        bins = (size + torch.arange(positions)[:, None] * (m + 1)).flatten()
+        self.sizes += torch.bincount(bins, minlength=positions * (m + 1)).view(positions, -1)
+        some = S if len(self.channels) == m else S[:, :, self.channels]
+        self.joint.add(some)
+        counted = size if some is S else (some > 0).sum(2)
+        shares = torch.stack(
+            [
+                _share(s.double(), k, c)
+                for s, k, c in ((size, 1, m), (counted, 2, some.shape[2]), (counted, 3, some.shape[2]))
+            ],
+            1,
+        )
+        self.shares += torch.stack([shares.sum(0), shares.square().sum(0)])
+
+    def finish(self, level: int, size: int) -> LevelActivity:
+        mean = self.shares[0] / self.n
+        error = ((self.shares[1] / self.n - mean**2).clamp(min=0) / max(self.n - 1, 1)).sqrt()
+        beyond = self.sizes.sum(1, keepdim=True) - self.sizes.cumsum(1)
+        first, second = torch.triu_indices(len(self.channels), len(self.channels), 1)
+        return LevelActivity(
+            level=level,
+            m=self.active.shape[1],
+            n=self.n,
+            positions_in_all=size,
+            channels=self.channels,
+            single=self.active / self.n,
+            pair=self.joint.pair[:, first, second] / self.n,
+            triple=self.joint.triple / self.n,
+            means=tuple(zip(mean.tolist(), error.tolist())),
+            k=int((beyond / self.n > WHP).sum(1).max()),
+        )
+
+
+def _share(active: Float[Tensor, "positions n"], k: int, m: int) -> Float[Tensor, " n"]:
+    """For each sample, the share of all subsets of k of m channels that is active, averaged over positions."""
+    subsets = active
+    for i in range(1, k):
+        subsets = subsets * (active - i) / (i + 1)
+    return subsets.mean(0) / max(math.comb(m, k), 1)
+
+
 def activity(
     generator: LayeredGenerator, n: int = SAMPLES, seed: int = 0, positions: int = POSITIONS, batch: int = BATCH
 ) -> tuple[LevelActivity, ...]:
-    """Count activations of every level on ``n`` samples, exactly over all pairs and triples of channels, streamed.
+    """Count activations of every level on ``n`` samples, streamed; all pairs and triples of at most :data:`CHANNELS` channels.
 
     At most ``positions`` evenly spaced positions of a level are looked at. All randomness comes from ``seed``.
     """
-    counts: list[LevelCounts] = []
-    totals: list[Tensor] = []
+    counters: list[_Counter] = []
     sizes: list[int] = []
     waiting: list[list[Tensor]] = []
     for start, hidden in zip(range(0, n, batch), hidden_batches(generator, n, seed, batch)):
@@ -112,43 +176,12 @@ def activity(
             continue
         layers = [torch.cat(parts, 1) for parts in zip(*waiting)]
         waiting.clear()
-        if not counts:
-            counts = [LevelCounts(len(S), S.shape[2], ()) for S in layers]
-            totals = [torch.zeros(2, 3, dtype=torch.float64) for _ in layers]
+        if not counters:
+            counters = [_Counter(S) for S in layers]
             sizes = [S.shape[1] if S.ndim == 3 else S.shape[2] * S.shape[3] for S in hidden]
-        for level, total, S in zip(counts, totals, layers, strict=True):
-            level.add(S)
-            shares = _subset_shares((S > 0).sum(2).cpu(), S.shape[2])
-            total += torch.stack([shares.sum(0), shares.square().sum(0)])
-    return tuple(
-        _finish(l, level, total, size, n) for l, (level, total, size) in enumerate(zip(counts, totals, sizes), start=1)
-    )
-
-
-def _subset_shares(active: Tensor, m: int) -> Float[Tensor, "n 3"]:
-    """For each sample, the share of all subsets of 1, 2, 3 channels that is active, averaged over positions."""
-    s = active.double()
-    columns = [s, s * (s - 1) / 2, s * (s - 1) * (s - 2) / 6]
-    return torch.stack([c.mean(0) / max(math.comb(m, k), 1) for k, c in enumerate(columns, start=1)], dim=1)
-
-
-def _finish(level: int, counts: LevelCounts, total: Tensor, size: int, n: int) -> LevelActivity:
-    m = counts.active.shape[1]
-    mean = total[0] / n
-    error = ((total[1] / n - mean**2).clamp(min=0) / max(n - 1, 1)).sqrt()
-    beyond = counts.l0.sum(1, keepdim=True) - counts.l0.cumsum(1)
-    first, second = torch.triu_indices(m, m, 1)
-    return LevelActivity(
-        level=level,
-        m=m,
-        n=n,
-        positions_in_all=size,
-        single=counts.active / n,
-        pair=counts.pair[:, first, second] / n,
-        triple=counts.triple / n,
-        means=tuple(zip(mean.tolist(), error.tolist())),
-        k=int((beyond / n > WHP).sum(1).max()),
-    )
+        for counter, S in zip(counters, layers, strict=True):
+            counter.add(S)
+    return tuple(counter.finish(l, size) for l, (counter, size) in enumerate(zip(counters, sizes), start=1))
 
 
 @dataclass(frozen=True)

@@ -93,33 +93,32 @@ def moments(result: Moments) -> Figure:
     figure, axes = _panels(1, len(levels), 2.9, 2.5)
     floors = result.floor_to_initial or result.floor
     for axis, rows, floor in zip(axes[0], levels, floors):
-        # Images seen on a logarithmic axis, with a place for 0 left of the first.
-        seen = [row.images or 0 for row in rows]
-        first = min([s for s in seen if s], default=1)
-        x = [s or first / 3 for s in seen]
+        # Images seen on a logarithmic axis, with a place for 0 left of the first; orders side by side where there is one moment.
+        seen = [float(row.images or 0) for row in rows]
+        start = min([s for s in seen if s], default=1.0) / 3
         for order, colour in enumerate(ORDERS):
             values = np.array([(row.to_initial or row.relative)[order] for row in rows])
-            errors = np.array([(row.to_initial_error or row.relative_error)[order] for row in rows])
+            errors = 1.96 * np.array([(row.to_initial_error or row.relative_error)[order] for row in rows])
             bottom = floor[order] / 20
             shown = np.maximum(values, bottom)
-            low = shown - np.maximum(values - 1.96 * errors, bottom)
+            below = shown - np.maximum(values - errors, bottom)
+            x = [s or start for s in seen] if len(rows) > 1 else [order + 1]
             axis.errorbar(
-                x, shown, yerr=[np.maximum(low, 0), 1.96 * errors], color=colour, marker="o", markersize=3, linewidth=1.4,
+                x, shown, yerr=[np.maximum(below, 0), errors], color=colour, marker="o", markersize=3, linewidth=1.4,
                 elinewidth=0.8, label=f"order {order + 1}",
             )  # fmt: skip
             axis.axhline(floor[order], color=colour, linestyle=":", linewidth=0.9)
         axis.set_yscale("log")
         axis.set_title(f"level {rows[0].level}", loc="left")
-        if len(x) > 1:
+        if len(rows) > 1:
             axis.set_xscale("log")
-            axis.minorticks_off()
             middle = seen[1:] if len(seen) < 4 else [seen[1], seen[len(seen) // 2], seen[-1]]
-            axis.set_xticks(
-                [x[0], *middle], ["0" if not seen[0] else compact(float(seen[0])), *(compact(float(s)) for s in middle)]
-            )
+            axis.set_xticks([seen[0] or start, *middle], [compact(s) for s in (seen[0], *middle)])
+            axis.set_xlabel("images seen")
         else:
-            axis.set_xticks([])
-        axis.set_xlabel("images seen")
+            axis.set_xticks(range(1, len(ORDERS) + 1))
+            axis.set_xlabel("order")
+        axis.minorticks_off()
     against = "initialisation" if result.floor_to_initial else "the data's moments"
     axes[0][0].set_ylabel(f"squared difference / {against}")
     axes[0][0].legend(fontsize=7)
