@@ -6,6 +6,7 @@ import torch
 from forwardsr.data.pyramid import Pyramid, pool, unfold
 from forwardsr.errors import UserError
 from forwardsr.learn.copula import learn_first_level, shrunk_correlation
+from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import (
     activity_line,
     details,
@@ -152,7 +153,9 @@ def test_a_learned_network_draws_like_its_images_and_pools_exactly() -> None:
     def rough(images: torch.Tensor) -> torch.Tensor:
         coarse = torch.nn.functional.avg_pool2d(images, 2)
         fine = (images - torch.nn.functional.interpolate(coarse, scale_factor=2)).abs()
-        return torch.corrcoef(torch.stack([torch.nn.functional.avg_pool2d(fine, 2).flatten(), coarse.abs().flatten()]))[0, 1]
+        return torch.corrcoef(torch.stack([torch.nn.functional.avg_pool2d(fine, 2).flatten(), coarse.abs().flatten()]))[
+            0, 1
+        ]
 
     assert float(rough(source.pyramid[-1])) > 0.3
     assert float(rough(drawn[-1])) > 0.15  # 0 where innovations know nothing of the coarser level
@@ -190,3 +193,20 @@ def test_novelty_tells_copies_from_new_images() -> None:
     fresh = novelty(list(Blobs(40, seed=9).pyramid), source)
     assert fresh.copies == 0.0
     assert fresh.ratio == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_game_moves_level_one_and_keeps_its_form() -> None:
+    x = unfold(Blobs(400).pyramid[0], 4)
+    start = learn_first_level(x, torch.Generator().manual_seed(0))
+    found = learn_first_level_adversarially(x, torch.Generator().manual_seed(0), 3, images=640)
+    for name in ("W", "V", "b", "mean"):
+        ours, theirs = getattr(found, name), getattr(start, name)
+        assert ours.shape == theirs.shape
+        assert not ours.requires_grad
+        assert 0 < float((ours - theirs).norm() / theirs.norm().clamp_min(1.0)) < 0.2
+    # Ten steps from the closed form the features' sizes are still read off the hidden layer.
+    z = torch.randn(500, found.V.shape[2], generator=torch.Generator().manual_seed(1))
+    k, m, _ = found.V.shape
+    s = (z @ found.V.reshape(k * m, -1).T - found.b.reshape(-1)).relu().view(-1, k, m).transpose(0, 1)
+    size = ((s @ found.W.mT) @ found.basis).abs()
+    assert float((s @ found.contrast - size).square().mean() / size.var()) < 0.05

@@ -132,7 +132,11 @@ class _Regression:
         size = self.gram.diagonal(dim1=1, dim2=2).mean(1)
         ridge = 1e-6 if self.gram.shape[-1] > EXACT + 1 else 1e-12
         eye = torch.eye(self.gram.shape[-1], dtype=torch.float64)
-        factor = torch.linalg.cholesky(self.gram + ridge * size[:, None, None].clamp(min=1e-30) * eye)
+        scale = size[:, None, None].clamp(min=1e-30) * eye
+        factor, failed = torch.linalg.cholesky_ex(self.gram + ridge * scale)
+        while bool(failed.any()):  # fewer samples than inputs, to rounding
+            ridge *= 100
+            factor, failed = torch.linalg.cholesky_ex(self.gram + ridge * scale)
         self.A = torch.cholesky_solve(self.cross, factor)
 
     def errors(self, examples: _Examples) -> Float[Tensor, " n"]:
