@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from forwardsr.errors import UserError
+from forwardsr.learn.head_start import distil
 from forwardsr.model.critic import Critic
 from forwardsr.model.deconv_generator import DeconvGenerator
+from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.pooled_generator import PooledGenerator
 from forwardsr.run import Run, read_weights
@@ -104,10 +107,18 @@ def critic_metadata(critic: Critic) -> dict[str, str]:
 
 
 def copy_start(run: Path, generator: DeconvGenerator) -> None:
-    """Give ``generator`` the best weights of another Run's, of the same sizes. Raises :class:`UserError`."""
+    """Give ``generator`` the best weights of another Run's, of the same sizes, or what it can take from a ``minmax`` run of images
+    (:mod:`forwardsr.learn.head_start`). Raises :class:`UserError`.
+    """
     other = load_generator(run)
+    if isinstance(other, InnovationGenerator):
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        distil(other, generator, note=console.print)
+        return
     if not isinstance(other, DeconvGenerator) or isinstance(other, PooledGenerator):
-        raise UserError(f"--init {run}: no run of joint, layerwise or backward-correction; give one of these")
+        raise UserError(
+            f"--init {run}: no run of images by minmax, joint, layerwise or backward-correction; give one of these"
+        )
     for name in ("sides", "width", "latent", "channels"):
         theirs, ours = getattr(other, name), getattr(generator, name)
         if theirs != ours:
