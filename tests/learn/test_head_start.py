@@ -45,7 +45,7 @@ def _student(**changes: int) -> DeconvGenerator:
 def test_the_students_images_become_the_teachers(teacher: InnovationGenerator) -> None:
     student = _student()
     notes: list[str] = []
-    distil(teacher, student, samples=6400, note=notes.append)
+    distil(teacher, student, samples=3200, note=notes.append)
     assert notes
     z = torch.randn(200, 12, generator=torch.Generator().manual_seed(3))
     latent = torch.zeros(200, teacher.latent_dim)
@@ -55,7 +55,7 @@ def test_the_students_images_become_the_teachers(teacher: InnovationGenerator) -
     student.eval()
     for drawn, x in zip(student(z), target):
         unexplained = (drawn - x).square().mean() / x.var(0).mean()
-        assert float(unexplained) < 0.25
+        assert float(unexplained.detach()) < 0.25
 
 
 def test_directions_are_those_that_move_the_image_most(teacher: InnovationGenerator) -> None:
