@@ -4,7 +4,7 @@ The plain side makes the same update mathematics cost what it costs in the usual
 generated images, then the generator's step through the critic again. Both sides have the same networks, batch, optimizers,
 weight average and gradient-penalty interval. They are timed step by step in alternation in one process; the ratio is what counts.
 
-    python benchmarks/throughput.py [--resolution 64] [--batch 16] [--rounds 5] [--out throughput.json]
+    python benchmarks/throughput.py [--resolution 64] [--batch 16 64] [--threads 1 2] [--rounds 5] [--out throughput.json]
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Settings:
     """Sizes of the comparison."""
 
     resolution: int = 64
-    batch: int = JointConfig.batch
+    batch: tuple[int, ...] = (JointConfig.batch,)
+    threads: tuple[int, ...] = (torch.get_num_threads(),)
     rounds: int = 5
     steps: int = JointConfig.penalty_interval
     device: str = "auto"
@@ -121,14 +122,14 @@ def seconds(learner: JointLearner) -> float:
     return time.perf_counter() - start
 
 
-def main(settings: Settings) -> None:
-    """Alternate the two sides, step by step, and print the ratio."""
-    keep_freed_memory()  # of both sides
+def compare(settings: Settings, batch: int, threads: int) -> dict[str, str | int | float]:
+    """Alternate the two sides, step by step, and print the ratio of their rates."""
+    torch.set_num_threads(threads)
     device = resolve_device(settings.device)
     precision = resolve_precision("auto", device)
-    source = Noise(settings.resolution, settings.batch)
-    ours = JointLearner(JointConfig(batch=settings.batch, precision=precision, flip=False), source, device)
-    plain = PlainLearner(JointConfig(batch=settings.batch, precision="float32", flip=False), source, device)
+    source = Noise(settings.resolution, batch)
+    ours = JointLearner(JointConfig(batch=batch, precision=precision, flip=False), source, device)
+    plain = PlainLearner(JointConfig(batch=batch, precision="float32", flip=False), source, device)
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
     for number in range(settings.rounds + 1):
         spent = {"ours": 0.0, "plain": 0.0}
@@ -137,21 +138,29 @@ def main(settings: Settings) -> None:
             spent["ours"] += seconds(ours)
         for name, total in spent.items():
             if number > 0:  # the first is for warming up
-                rates[name].append(settings.steps * settings.batch / total)
+                rates[name].append(settings.steps * batch / total)
     ratios = [a / b for a, b in zip(rates["ours"], rates["plain"])]
-    record = {
-        "resolution": settings.resolution, "batch": settings.batch, "device": str(device), "precision": precision,
-        "threads": torch.get_num_threads(), "rounds": settings.rounds, "steps": settings.steps,
+    record: dict[str, str | int | float] = {
+        "resolution": settings.resolution, "batch": batch, "device": str(device), "precision": precision,
+        "threads": threads, "rounds": settings.rounds, "steps": settings.steps,
         "ours": statistics.median(rates["ours"]), "plain": statistics.median(rates["plain"]),
         "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
     }  # fmt: skip
     print(
-        f"joint learner, {settings.resolution} px, batch {settings.batch}, {device} ({precision}): "
+        f"joint learner, {settings.resolution} px, batch {batch}, {device} ({precision}), {threads} threads: "
         f"{record['ours']:.1f} images/s; plain float32 channels-first two-pass loop: {record['plain']:.1f}; "
-        f"ratio {record['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        f"ratio {record['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        flush=True,
     )
+    return record
+
+
+def main(settings: Settings) -> None:
+    """Every batch with every number of threads."""
+    keep_freed_memory()  # of both sides
+    records = [compare(settings, batch, threads) for threads in settings.threads for batch in settings.batch]
     if settings.out:
-        settings.out.write_text(json.dumps(record, indent=2) + "\n")
+        settings.out.write_text(json.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":

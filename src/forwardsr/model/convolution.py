@@ -2,11 +2,13 @@ r"""The convolutions of which both networks are made, each computed in the faste
 
 * On CPUs, 6 x 6 with stride 2 between many channels, and their transposes: Winograd's minimal filtering
   (:mod:`forwardsr.model.winograd`).
-* On CPUs, a transposed 6 x 6 convolution to few channels (an image) is a 3 x 3 convolution to the four pixels of 2 x 2 blocks,
+* On CPUs, those from or to few channels (an image): as 3 x 3 convolutions from or to the four pixels of 2 x 2 blocks,
 
-  .. math:: X(2i + p) = \sum_{m=0}^{2} w(2m + p)\, S(i + 1 - m), \qquad p \in \{0, 1\} \text{ in each dimension},
+  .. math::
+      S(i) = \sum_{p=0}^{1} \sum_{m=0}^{2} w(2m + p)\, X(2(i + m - 1) + p), \qquad
+      X(2i + p) = \sum_{m=0}^{2} w(2m + p)\, S(i + 1 - m) \quad \text{(in each dimension)},
 
-  the same sum, at two to three times the speed of PyTorch's transposed convolution.
+  the same sums; the second is two to three times as fast as PyTorch's transposed convolution.
 * All else, and everything on GPUs and in half precision, by PyTorch.
 
 Gradient penalties differentiate an image's gradient once more. Here that costs what it must: PyTorch computes the weights'
@@ -55,6 +57,8 @@ class Deconvolution(nn.ConvTranspose2d):
     def forward(
         self, input: Float[Tensor, "n m h w"], output_size: list[int] | None = None
     ) -> Float[Tensor, "n c H W"]:
+        if output_size is not None:
+            return super().forward(input, output_size)
         return transposed(input, self.weight, self.bias)
 
 
@@ -81,29 +85,46 @@ def _winograd(weight: Tensor, small: Tensor | torch.Size) -> bool:
     return weight.shape[2] == KERNEL and min(weight.shape[:2]) >= FEW and weight.numel() * n * h * w >= LEAST_PRODUCTS
 
 
+def _from_or_to_image(weight: Tensor) -> bool:
+    return weight.shape[2] == KERNEL and weight.shape[1] < FEW
+
+
 def _down(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, list[Tensor]]:
     n, _, h, w = x.shape
     if _winograd(weight, torch.Size((n, 0, h // 2, w // 2))):
         return winograd.down(x, weight)
+    if _from_or_to_image(weight):
+        return _from_image(x, weight), []
     return F.conv2d(x, weight, None, stride, (weight.shape[2] - stride) // 2), []
 
 
 def _up(s: Tensor, weight: Tensor, stride: int) -> Tensor:
     if _winograd(weight, s.shape):
         return winograd.up(s, weight)
-    if weight.shape[1] < FEW and weight.shape[2] == KERNEL:
-        return _blockwise_up(s, weight)
+    if _from_or_to_image(weight):
+        return _to_image(s, weight)
     return F.conv_transpose2d(s, weight, None, stride, (weight.shape[2] - stride) // 2)
 
 
-def _blockwise_up(s: Tensor, weight: Tensor) -> Tensor:
+def _block_taps(weight: Tensor) -> Tensor:
+    """``(m, c, 6, 6)`` as ``(4 c, m, 3, 3)``: first the place in the block, p and q, then the channel."""
+    return weight.unflatten(3, (3, 2)).unflatten(2, (3, 2)).permute(3, 5, 1, 0, 2, 4).flatten(0, 2)
+
+
+def _from_image(x: Tensor, weight: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    blocks = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).transpose(2, 3).reshape(n, h // 2, w // 2, 4 * c)
+    taps = _block_taps(weight).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(blocks.permute(0, 3, 1, 2), taps, padding=1)
+
+
+def _to_image(s: Tensor, weight: Tensor) -> Tensor:
     n, _, h, w = s.shape
     c = weight.shape[1]
-    taps = weight.unflatten(3, (3, 2)).unflatten(2, (3, 2)).permute(3, 5, 1, 0, 2, 4).flip(4, 5).flatten(0, 2)
-    blocks = F.conv2d(s, taps.contiguous(memory_format=torch.channels_last), padding=1)
+    taps = F.pad(_block_taps(weight).flip(2, 3), (0, 0, 0, 0, 0, 0, 0, -4 * c % 8))  # a multiple of a vector's length
+    blocks = F.conv2d(s, taps.contiguous(memory_format=torch.channels_last), padding=1).permute(0, 2, 3, 1)
     out = torch.empty((n, c, 2 * h, 2 * w), dtype=s.dtype, memory_format=torch.channels_last)
-    pixels = out.permute(0, 2, 3, 1).view(n, h, 2, w, 2, c)
-    pixels.copy_(blocks.permute(0, 2, 3, 1).reshape(n, h, w, 2, 2, c).transpose(2, 3))
+    out.permute(0, 2, 3, 1).view(n, h, 2, w, 2, c).copy_(blocks[..., : 4 * c].unflatten(3, (2, 2, c)).transpose(2, 3))
     return out
 
 
@@ -169,8 +190,14 @@ class _Transposed(Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         s, weight = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled() or not _winograd(weight, s.shape):
+        if torch.is_grad_enabled():
             return *_gradients(cotangent, s, weight, ctx.stride, needed, transposed=True), None
-        for_s, windows = winograd.down(cotangent, weight)
-        for_weight = winograd.weight_gradient(windows, s) if needed[1] else None
-        return for_s, for_weight, cotangent.sum((0, 2, 3)) if needed[2] else None, None
+        for_s = None
+        if _winograd(weight, s.shape):
+            for_s, windows = winograd.down(cotangent, weight)
+            for_weight = winograd.weight_gradient(windows, s) if needed[1] else None
+            return for_s, for_weight, cotangent.sum((0, 2, 3)) if needed[2] else None, None
+        if needed[0] and _from_or_to_image(weight):
+            for_s, needed[0] = _from_image(cotangent, weight), False
+        rest = _gradients(cotangent, s, weight, ctx.stride, needed, transposed=True)
+        return rest[0] if for_s is None else for_s, rest[1], rest[2], None

@@ -28,6 +28,7 @@ Tensors here are real, of any floating dtype; a *cotangent* is the gradient of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -42,19 +43,15 @@ _P = 2 / 3
 _A2, _B2 = _P**2, 1 / _P**2
 
 
-def _matrices() -> tuple[Tensor, Tensor]:
-    """``(A, G)``, ``(6, 4)`` and ``(6, 3)`` in float64; B is in :func:`_filter`, where its zeros and symmetries are used."""
+@cache
+def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """``A (x) A``, ``G (x) G`` and the latter for reversed filters; B is in :func:`_filter`, where its zeros are used."""
     points = torch.tensor([0.0, _P, -_P, 1 / _P, -1 / _P], dtype=torch.float64)
     apart = points[:, None] - points + torch.eye(5, dtype=torch.float64)
-    infinity = torch.zeros(1, 4, dtype=torch.float64)
-    infinity[0, 3] = 1
+    infinity = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
     a = torch.cat([points[:, None] ** torch.arange(4), infinity])
     g = torch.cat([points[:, None] ** torch.arange(3) / apart.prod(1, keepdim=True), infinity[:, 1:]])
-    return a, g
-
-
-_A, _G = _matrices()
-_AA, _GG, _GG_REVERSED = torch.kron(_A, _A), torch.kron(_G, _G), torch.kron(_G.flip(1), _G.flip(1))
+    return tuple(torch.kron(m, m).to(dtype) for m in (a, g, g.flip(1)))  # type: ignore[return-value]
 
 
 def _filter(x: Tensor, out: tuple[Tensor, ...]) -> None:
@@ -100,19 +97,19 @@ def _spread(y: Tensor) -> Tensor:
     """``A y A^T`` of all tiles of 4 x 4: ``(n, c, S, T)`` to ``(36, tiles * n, c)``."""
     y = _whole(y, 1)
     tiles = y.permute(2, 3, 0, 1).unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).permute(1, 3, 0, 2, 4, 5)
-    return (_AA.to(y) @ tiles.reshape(16, -1)).view(36, -1, y.shape[1])
+    return (_matrices(y.dtype)[0] @ tiles.reshape(16, -1)).view(36, -1, y.shape[1])
 
 
 def _collect(products: Tensor, k: int, out: Tensor) -> None:
     """``A^T M A`` of all tiles, laid out in ``out`` ``(n, c, kS, kT)``, S and T multiples of 4: the way back of :func:`_windows`."""
     tiles = _blocks(out, k).unflatten(1, (-1, 4)).unflatten(0, (-1, 4)).permute(1, 3, 0, 2, 4, 5, 6, 7)
-    tiles.copy_((_AA.T.to(products) @ products.view(36, -1)).view(tiles.shape))
+    tiles.copy_((_matrices(products.dtype)[0].T @ products.view(36, -1)).view(tiles.shape))
 
 
-def _taps(weight: Tensor, matrix: Tensor) -> Tensor:
-    """``G w G^T`` of ``(m, c, 6, 6)``: ``(36, m, 4 c)``; ``matrix`` is G (x) G."""
+def _taps(weight: Tensor, reverse: bool = False) -> Tensor:
+    """``G w G^T`` of ``(m, c, 6, 6)``: ``(36, m, 4 c)``; or of the filter reversed."""
     taps = weight.unflatten(3, (3, 2)).unflatten(2, (3, 2)).permute(2, 4, 0, 3, 5, 1)
-    return (matrix.to(weight) @ taps.reshape(9, -1)).view(36, len(weight), -1)
+    return (_matrices(weight.dtype)[2 if reverse else 1] @ taps.reshape(9, -1)).view(36, len(weight), -1)
 
 
 def _chunk(x: Tensor) -> int:
@@ -136,7 +133,7 @@ def down(
     """``conv2d(x, weight, stride=2, padding=2)``, channels last, and what :func:`weight_gradient` needs of ``x``."""
     h, w = x.shape[2] // 2, x.shape[3] // 2
     chunk = _chunk(x)
-    taps, windows = _taps(weight, _GG).transpose(1, 2), []
+    taps, windows = _taps(weight).transpose(1, 2), []
     out = _whole_tiles(x, len(weight), h, w, 1)
     for part, to in zip(x.split(chunk), out.split(chunk)):
         windows.append(_windows(part, 2))
@@ -147,7 +144,7 @@ def down(
 def up(s: Float[Tensor, "n m h w"], weight: Float[Tensor, "m c 6 6"]) -> Float[Tensor, "n c H W"]:
     """``conv_transpose2d(s, weight, stride=2, padding=2)``, channels last."""
     h, w = s.shape[2:]
-    taps = _taps(weight, _GG_REVERSED)
+    taps = _taps(weight, reverse=True)
     out = _whole_tiles(s, weight.shape[1], h, w, 2)
     chunk = _chunk(out)
     for part, to in zip(s.split(chunk), out.split(chunk)):
@@ -159,8 +156,8 @@ def weight_gradient(windows: Sequence[Tensor], cotangent: Float[Tensor, "n m h w
     """``sum <cotangent, down(x, weight)>`` differentiated by the weight, from the windows that :func:`down` gave of ``x``."""
     m, c = cotangent.shape[1], windows[0].shape[2] // 4
     tiles = -(-cotangent.shape[2] // 4) * -(-cotangent.shape[3] // 4)
-    total = cotangent.new_zeros(36, m, 4 * c)
-    for part, of in zip(windows, cotangent.split(windows[0].shape[1] // tiles)):
-        total.baddbmm_(_spread(of).transpose(1, 2), part)
-    taps = (_GG.T.to(total) @ total.view(36, -1)).view(3, 3, m, 2, 2, c)
+    parts = zip(windows, cotangent.split(windows[0].shape[1] // tiles))
+    total = sum(_spread(of).transpose(1, 2) @ part for part, of in parts)
+    assert isinstance(total, Tensor)
+    taps = (_matrices(total.dtype)[1].T @ total.view(36, -1)).view(3, 3, m, 2, 2, c)
     return taps.permute(2, 0, 3, 1, 4, 5).reshape(m, 6, 6, c).permute(0, 3, 1, 2)
