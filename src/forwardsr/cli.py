@@ -21,6 +21,7 @@ from forwardsr import __version__
 from forwardsr.errors import UserError
 from forwardsr.learning import LearnConfig, fit
 from forwardsr.model.plant import PlantConfig, plant
+from forwardsr.study.plan import ReproduceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,25 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reproduce(ReproduceConfig):
+    """Reproduce the paper's figures on a source: learn, measure, draw, and say which of its claims held."""
+
+    targets: Positional[tuple[str, ...]]
+    """figure1 ... figure8, theorem, or all."""
+    out: Path
+    """The study's folder: runs, figures, page.html and study.json. The same command again goes on where it stopped."""
+    dry_run: bool = False
+    """Say what would be run, with the time to expect here, and learn nothing."""
+
+    def main(self, console: Console, command: str) -> int:
+        """Run the command."""
+        from forwardsr.study.reproduce import reproduce
+
+        config = ReproduceConfig(**{f.name: getattr(self, f.name) for f in fields(ReproduceConfig)})
+        return reproduce(self.targets, config, self.out, self.dry_run, console)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plant(PlantConfig):
     """Draw a target network G* that satisfies the paper's assumptions, or violates one by a chosen amount."""
 
@@ -177,10 +197,11 @@ Command = (
     | Annotated[Measure, subcommand("measure")]
     | Annotated[Certify, subcommand("certify")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Reproduce, subcommand("reproduce")]
 )
 
 
-def parse(arguments: Sequence[str]) -> Learn | Plant | Draw | Measure | Certify | Report:
+def parse(arguments: Sequence[str]) -> Learn | Plant | Draw | Measure | Certify | Report | Reproduce:
     """Read the arguments. Raises :class:`UserError` with tyro's message on one line; exits for ``--help``."""
     said = io.StringIO()
     try:
