@@ -54,6 +54,16 @@ def test_exact_without_noise() -> None:
     assert bool((found.noise == 0).all())
 
 
+def test_a_channel_a_thousand_times_weaker_is_found() -> None:
+    # Its cross-talk is weak too: slabs as wide as a strong channel's hold samples of others that drown it (error 0.07).
+    mixing = torch.linalg.qr(torch.randn(2, 9, 5, generator=rng(3)))[0]
+    scale = torch.tensor([1e-3, 1.0, 1.0, 1.0, 1.0])[:, None]
+    source = Fixed(lambda n, g: (mixing @ (scale * sparse(n, 2, 5, 0.1, g))).permute(2, 0, 1), ((2, 9),))
+    found = learn_features(Stream(source, 0), 0, 5, 10_000, rng(), 1)
+    assert error(found.W, mixing) < 2e-4  # rounding, 1e-7, over 1e-3
+    assert not bool(found.bad.any())
+
+
 def test_columns_need_not_be_orthonormal() -> None:
     mixing = torch.linalg.qr(torch.randn(2, 9, 5, generator=rng(3)))[0]
     mixing[:, :, 0] = 0.8 * mixing[:, :, 0] + 0.6 * mixing[:, :, 1]

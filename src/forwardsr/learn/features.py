@@ -194,12 +194,13 @@ def _solve(y: Tensor, W: Tensor, noise: Tensor, width: float, rounds: int, exact
     m, n = W.shape[2], y.shape[2]
     eye = torch.eye(m, dtype=torch.float64)
     off = 1 - eye
-    cross_talk, last = torch.full((len(y), m, 1), width), torch.full((len(y),), torch.inf, dtype=torch.float64)
+    cross_talk, last = torch.full((len(y), m, m), width), torch.full((len(y),), torch.inf, dtype=torch.float64)
     for _ in range(rounds):
         inverse = torch.linalg.pinv(W)
         s = inverse.float() @ y
-        size = (s.square().mean(2) / s.abs().mean(2).clamp_min(1e-30)).amax(1)[:, None, None]  # of an active channel
-        slab = s.abs() <= torch.maximum(cross_talk * size, _half_width(inverse, noise)[:, :, None])
+        size = s.square().mean(2) / s.abs().mean(2).clamp_min(1e-30)  # of an active channel
+        reach = (cross_talk * size[:, None, :]).amax(2, keepdim=True)  # of all others in this one
+        slab = s.abs() <= torch.maximum(reach, _half_width(inverse, noise)[:, :, None])
         cross = ((s * slab) @ s.mT).double() / n
         if exact:
             H = torch.stack([(s * slab[:, r : r + 1]) @ s.mT for r in range(m)], 1).double() / n
@@ -214,7 +215,7 @@ def _solve(y: Tensor, W: Tensor, noise: Tensor, width: float, rounds: int, exact
         W = W / W.norm(dim=1, keepdim=True)
         change = step.abs().amax((1, 2))
         done = (change < 1e-7) | ((change < 1e-4) & (change > 0.7 * last))
-        last, cross_talk = change, (_WIDTH * step.abs().amax(2, keepdim=True).float()).clamp(1e-7, width)
+        last, cross_talk = change, (_WIDTH * step.abs().float()).clamp(1e-7, width)
         if bool(done.all()):
             break
     return W, last
