@@ -79,10 +79,13 @@ def _library(x: Tensor) -> bool:
     return x.device.type != "cpu" or not full
 
 
-def _winograd(weight: Tensor, small: Tensor | torch.Size) -> bool:
-    """Whether Winograd's way pays, where ``small`` is the shape of the smaller image."""
-    n, _, h, w = small
-    return weight.shape[2] == KERNEL and min(weight.shape[:2]) >= FEW and weight.numel() * n * h * w >= LEAST_PRODUCTS
+def _winograd(weight: Tensor, pixels: int) -> bool:
+    """Whether Winograd's way pays, ``pixels`` being those of the smaller image over all samples."""
+    return weight.shape[2] == KERNEL and min(weight.shape[:2]) >= FEW and weight.numel() * pixels >= LEAST_PRODUCTS
+
+
+def _pixels(x: Tensor) -> int:
+    return len(x) * x.shape[2] * x.shape[3]
 
 
 def _from_or_to_image(weight: Tensor) -> bool:
@@ -90,8 +93,7 @@ def _from_or_to_image(weight: Tensor) -> bool:
 
 
 def _down(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, list[Tensor]]:
-    n, _, h, w = x.shape
-    if _winograd(weight, torch.Size((n, 0, h // 2, w // 2))):
+    if _winograd(weight, _pixels(x) // 4):
         return winograd.down(x, weight)
     if _from_or_to_image(weight):
         return _from_image(x, weight), []
@@ -99,7 +101,7 @@ def _down(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, list[Tensor]]
 
 
 def _up(s: Tensor, weight: Tensor, stride: int) -> Tensor:
-    if _winograd(weight, s.shape):
+    if _winograd(weight, _pixels(s)):
         return winograd.up(s, weight)
     if _from_or_to_image(weight):
         return _to_image(s, weight)
@@ -162,8 +164,8 @@ class _Weight(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, windows: list[Tensor]) -> Tensor:
-        ctx.save_for_backward(weight, *(windows or [x]))
         ctx.stride, ctx.winograd = stride, bool(windows)
+        ctx.save_for_backward(weight, *(windows or [x]))
         return bias.clone()[:, None, None].expand(len(x), -1, x.shape[2] // stride, x.shape[3] // stride)
 
     @staticmethod
@@ -190,13 +192,13 @@ class _Transposed(Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         s, weight = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # these gradients will be differentiated again
             return *_gradients(cotangent, s, weight, ctx.stride, needed, transposed=True), None
-        for_s = None
-        if _winograd(weight, s.shape):
+        if _winograd(weight, _pixels(s)):
             for_s, windows = winograd.down(cotangent, weight)
             for_weight = winograd.weight_gradient(windows, s) if needed[1] else None
             return for_s, for_weight, cotangent.sum((0, 2, 3)) if needed[2] else None, None
+        for_s = None
         if needed[0] and _from_or_to_image(weight):
             for_s, needed[0] = _from_image(cotangent, weight), False
         rest = _gradients(cotangent, s, weight, ctx.stride, needed, transposed=True)

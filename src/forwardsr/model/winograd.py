@@ -35,9 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = (
-    1 << 21
-)  # numbers in the samples that are transformed together: the temporaries stay within 100 MB, mostly in cache
+CHUNK = 1 << 21  # numbers in the samples transformed together: the temporaries stay within 100 MB, mostly in cache
 
 _P = 2 / 3
 _A2, _B2 = _P**2, 1 / _P**2
