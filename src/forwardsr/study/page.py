@@ -90,12 +90,13 @@ def write_page(out: Path, study: Mapping[str, Any], chapters: Sequence[Chapter])
     )
     shown = [
         {
-            "chapter": c,
-            "claims": [judged(o, c) for o in c.outcomes],
-            "uri": None if c.picture is None else _uri(c.picture),
-            "anchor": c.name,
+            "chapter": chapter,
+            "heading": chapter.name.capitalize().replace("Figure", "Figure "),
+            "claims": [judged(outcome, chapter) for outcome in chapter.outcomes],
+            "uri": None if chapter.picture is None else _uri(chapter.picture),
+            "anchor": chapter.name,
         }
-        for c in chapters
+        for chapter in chapters
     ]
     page = env.get_template("study.html.j2").render(
         study=study, chapters=shown, facts=facts(study), version=__version__, runs=runs(study),

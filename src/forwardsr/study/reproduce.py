@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from forwardsr.device import resolve_device
 from forwardsr.report.sections import duration
 from forwardsr.run import Run, replacing
 from forwardsr.study import cell as cells_on_disk
-from forwardsr.study import theorem
+from forwardsr.study import agnostic, theorem
 from forwardsr.study.cell import Cell, Unmeasured
 from forwardsr.study.chapter import Chapter, Context, Stopped
 from forwardsr.study.checks import SCHEMA, check_folder, check_source, resolve_targets, write_plan
@@ -31,14 +32,21 @@ from forwardsr.study.figures import DRAWN
 from forwardsr.study.page import write_page
 from forwardsr.study.plan import FIGURES, CellPlan, ReproduceConfig, Scale, cells, find_scale
 
-# Parts of a study that learn what no figure needs: a name, the lines of its plan, and its chapter.
-EXTRAS: dict[str, tuple[Callable[[Scale, int], list[str]], Callable[[Context], Chapter]]] = {
-    "theorem": (theorem.lines, theorem.chapter),
-}
+
+@dataclass(frozen=True)
+class Extra:
+    """A part of a study that learns what no figure needs: the lines of its plan, its chapter, whether it is about pictures."""
+
+    lines: Callable[[Scale, int], list[str]]
+    chapter: Callable[[Context], Chapter]
+    of_pictures: bool = False
+
+
+EXTRAS = {"theorem": Extra(theorem.lines, theorem.chapter)}
 
 
 def reproduce(targets: Sequence[str], config: ReproduceConfig, out: Path, dry_run: bool, console: Console) -> int:
-    """Reproduce the figures named in ``targets`` (figure1 ... figure8, theorem, all) in the folder ``out``.
+    """Reproduce the figures named in ``targets`` (figure1 ... figure8, theorem, agnostic, all) in the folder ``out``.
 
     Returns 0; 1 where a run diverged (what could be measured is on the page); 128 + a signal's number where one stopped it.
     Raises :class:`UserError` for a mistake in the settings.
@@ -46,12 +54,12 @@ def reproduce(targets: Sequence[str], config: ReproduceConfig, out: Path, dry_ru
     names = resolve_targets(targets, list(EXTRAS))
     scale = find_scale(config.scale, config.effort)
     figures = [name for name in names if name in FIGURES]
-    check_source(config.source, bool(figures))
+    check_source(config.source, any(name in FIGURES or EXTRAS[name].of_pictures for name in names))
     device = resolve_device(config.device)
     planned = cells(figures, scale, config.seed)
     check_folder(out, config)
     if dry_run:
-        extras = [line for name in names if name in EXTRAS for line in EXTRAS[name][0](scale, config.seed)]
+        extras = [line for name in names if name in EXTRAS for line in EXTRAS[name].lines(scale, config.seed)]
         console.print(plan_table(planned, names, extras, scale, out, device))
         return 0
     write_plan(out, config)
@@ -68,7 +76,7 @@ def reproduce(targets: Sequence[str], config: ReproduceConfig, out: Path, dry_ru
             _write(out, _study(config, scale, planned, done, chapters), chapters)
         for name in names:
             if name in EXTRAS:
-                chapters.append(EXTRAS[name][1](context))
+                chapters.append(EXTRAS[name].chapter(context))
                 _write(out, _study(config, scale, planned, done, chapters), chapters)
     except Stopped as stop:
         console.print("saved; the same command goes on from here")
