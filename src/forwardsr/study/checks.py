@@ -14,17 +14,21 @@ from forwardsr.run import replacing
 from forwardsr.study.plan import FIGURES, ReproduceConfig
 
 SCHEMA = 1
+BEYOND = frozenset({"agnostic"})
 
 
 def resolve_targets(targets: Sequence[str], extras: Sequence[str]) -> list[str]:
-    """The names meant, each once, in the paper's order, then of ``extras``. Raises :class:`UserError`."""
+    """The names meant, each once, in the paper's order, then of ``extras``. Raises :class:`UserError`.
+
+    ``all`` is the paper's study: :data:`BEYOND` goes past it, and is named by itself.
+    """
     known = [*FIGURES, *extras]
     for target in targets:
         if target not in (*known, "all"):
             raise UserError(f"{target}: nothing of that name is reproduced; say {', '.join(known)} or all")
     if not targets:
         raise UserError(f"name what to reproduce: {', '.join(known)} or all")
-    return known if "all" in targets else [name for name in known if name in targets]
+    return [name for name in known if name in targets or ("all" in targets and name not in BEYOND)]
 
 
 def check_source(source: str | None, needed: bool) -> None:

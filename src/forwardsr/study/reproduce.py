@@ -19,8 +19,8 @@ import forwardsr
 from forwardsr.device import resolve_device
 from forwardsr.report.sections import duration
 from forwardsr.run import Run, replacing
-from forwardsr.study import cell as cells_on_disk
 from forwardsr.study import agnostic, theorem
+from forwardsr.study import cell as cells_on_disk
 from forwardsr.study.cell import Cell, Unmeasured
 from forwardsr.study.chapter import Chapter, Context, Stopped
 from forwardsr.study.checks import SCHEMA, check_folder, check_source, resolve_targets, write_plan
@@ -42,7 +42,7 @@ class Extra:
     of_pictures: bool = False
 
 
-EXTRAS = {"theorem": Extra(theorem.lines, theorem.chapter)}
+EXTRAS = {"theorem": Extra(theorem.lines, theorem.chapter), "agnostic": Extra(agnostic.lines, agnostic.chapter, True)}
 
 
 def reproduce(targets: Sequence[str], config: ReproduceConfig, out: Path, dry_run: bool, console: Console) -> int:
