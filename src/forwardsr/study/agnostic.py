@@ -25,7 +25,7 @@ from forwardsr.study.claims import Claim, Outcome
 from forwardsr.study.drawing import COLOURS, STYLE, new_figure, save
 from forwardsr.study.plan import Scale, run_plan
 
-TIMES = (10, 60, 300, 1200, 3600)  # seconds of learning at which samples are shown
+TIMES = (10.0, 60.0, 300.0, 1200.0, 3600.0)  # seconds of learning at which samples are shown
 SHOWN = 8  # samples each
 
 NAMES = {"minmax": "minmax", "joint": "joint", "joint-from-minmax": "joint from minmax"}
