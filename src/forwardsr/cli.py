@@ -71,7 +71,7 @@ class Measure:
     """A run folder, or a planted target (.safetensors)."""
     what: tuple[str, ...] = ()
     """Which measurements: all, or any of distance, sparsity, correlation, moments, features, locality, corrections,
-    forward-super-resolution, assumptions, fid. By default the distance of a run, the assumptions of a target."""
+    forward-super-resolution, novelty, assumptions, fid. By default the distance of a run, the assumptions of a target."""
     source: str | None = None
     """The real data; the run's own source where not given."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None

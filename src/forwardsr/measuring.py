@@ -28,6 +28,7 @@ from forwardsr.measure.fid import feature_distances
 from forwardsr.measure.forward_super_resolution import forward_super_resolution
 from forwardsr.measure.locality import locality
 from forwardsr.measure.moments import RealMoments, moments
+from forwardsr.measure.novelty import novelty
 from forwardsr.measure.sparsity import LevelActivity, Sparsity, activity
 from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.patch_generator import PatchGenerator
@@ -199,6 +200,13 @@ def _forward_super_resolution(subject: Subject) -> Result:
     return forward_super_resolution(subject.generator, subject.real_if_known, subject.size(1024), subject.seed)
 
 
+def _novelty(subject: Subject) -> Result:
+    source = subject.real
+    if not isinstance(source, FiniteSource) or len(source.shapes[0]) != 3:
+        raise Inapplicable("novelty is of images learned from a folder, a .zip or a named set: here nothing could be copied")
+    return novelty(list(subject.generated(subject.size(512))), source, subject.seed)
+
+
 MEASUREMENTS: dict[str, Callable[[Subject], Result]] = {
     "distance": _distance,
     "sparsity": _sparsity,
@@ -208,6 +216,7 @@ MEASUREMENTS: dict[str, Callable[[Subject], Result]] = {
     "locality": _locality,
     "corrections": _corrections,
     "forward-super-resolution": _forward_super_resolution,
+    "novelty": _novelty,
     "assumptions": _assumptions,
     "fid": _fid,
 }
