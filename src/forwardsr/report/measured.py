@@ -21,6 +21,7 @@ from forwardsr.measure.features import Features
 from forwardsr.measure.forward_super_resolution import ForwardSuperResolution
 from forwardsr.measure.locality import Locality
 from forwardsr.measure.moments import Moments
+from forwardsr.measure.novelty import Novelty
 from forwardsr.measure.sparsity import KINDS, Kind, LevelActivity, Sparsity
 from forwardsr.report.charts import compact
 from forwardsr.report.figures import grid
@@ -293,6 +294,19 @@ def distance(result: Distance) -> Figure:
     return figure
 
 
+def novelty(result: Novelty) -> Figure:
+    """How far drawn images, and real ones, are from the nearest (other) training image."""
+    figure, axes = _panels(1, 1, 4.2, 2.4)
+    axis = axes[0][0]
+    drawn, real = result.drawn.numpy(), result.real.numpy()
+    edges = np.linspace(0, 1.05 * max(drawn.max(), real.max(), 1e-6), 40)
+    axis.hist(real, edges, color=FAINT, label="real, to the others")
+    axis.hist(drawn, edges, histtype="step", color=AFTER, linewidth=1.5, label="drawn")
+    axis.set_title(f"nearest training image, r.m.s. of pixels at {result.side} px", loc="left")
+    axis.legend(fontsize=7)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Any], Figure]] = {
     "distance": distance,
     "sparsity": sparsity,
@@ -302,6 +316,7 @@ FIGURES: dict[str, Callable[[Any], Figure]] = {
     "locality": locality,
     "corrections": corrections,
     "forward-super-resolution": forward_super_resolution,
+    "novelty": novelty,
 }
 
 
