@@ -77,5 +77,5 @@ def test_a_start_is_copied_only_from_a_network_of_the_same_sizes(tmp_path: Path)
     with pytest.raises(UserError, match="its width is 4, here it is 5"):
         copy_start(tmp_path / "run", model(width=5))
     run_with(tmp_path / "pooled", model(kind=PooledGenerator))
-    with pytest.raises(UserError, match="no run of joint"):
+    with pytest.raises(UserError, match="no run of images by"):
         copy_start(tmp_path / "pooled", model())

@@ -55,7 +55,7 @@ ROUNDING = 1e-9  # shares are sums of floats; a step is more than this part of a
 class ScheduleConfig:
     """The settings of the learners that train in stages.
 
-    By default each level has twice the time of the one below, as its step costs four times as much and coarse levels gain from
+    By default each level has twice the time of the one below, as its step costs three to four times as much and coarse levels gain from
     more images; the correction has as much as the finest level. Of a budget in steps or images all stages have equal shares.
     """
 
