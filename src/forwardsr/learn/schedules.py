@@ -55,8 +55,8 @@ ROUNDING = 1e-9  # shares are sums of floats; a step is more than this part of a
 class ScheduleConfig:
     """The settings of the learners that train in stages.
 
-    By default each level has twice the time of the one below, as its step costs three to four times as much and coarse levels gain from
-    more images; the correction has as much as the finest level. Of a budget in steps or images all stages have equal shares.
+    By default each level has twice the time of the one below: a step of it costs three to four times as much, and coarse ones
+    gain from more images. The correction has as much as the finest level. Of a budget in steps or images all have equal shares.
     """
 
     shares: str | None = None
