@@ -123,7 +123,7 @@ def nearest(chapter: Chapter) -> Section | None:
         f"{found['ratio']:.2f} times as far from the training set as its own images are from each other; {copied}."
     )
     return Section(
-        "nearest", "New pictures, not copies", sentence + parts().samples(shown, "Drawn above, nearest below", [])
+        "nearest", "New pictures, not copies", sentence + parts().panel("Drawn above, nearest below", shown)
     )
 
 
