@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from forwardsr.learn.joint import calibrate
 from forwardsr.model.critic import Critic
-from forwardsr.model.deconv_generator import DeconvGenerator, pyramid_sides, recalibrate
+from forwardsr.model.deconv_generator import DeconvGenerator, pyramid_sides
 from forwardsr.model.protocol import LayeredGenerator
 
 
@@ -53,8 +54,9 @@ def test_hidden_layers_are_not_negative_and_half_active_at_initialisation() -> N
 
 def test_recalibration_makes_evaluation_agree_with_a_large_training_batch() -> None:
     model = small()
-    recalibrate(model, 4096, seed=3)
-    assert model.training
+    calibrate(model, range(len(model.layers)), seed=3, n=4096)
+    assert not model.training
+    model.train()
     z = torch.randn(4096, 5, generator=torch.Generator().manual_seed(4))
     in_training = model.hidden(z)[-1]
     in_evaluation = model.eval().hidden(z)[-1]

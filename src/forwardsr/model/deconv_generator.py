@@ -128,25 +128,3 @@ def init_normal(module: nn.Module, generator: torch.Generator | None, scale: flo
                 part.weight.normal_(0.0, scale, generator=generator)
                 if part.bias is not None:
                     part.bias.zero_()
-
-
-@torch.no_grad()
-def recalibrate(model: DeconvGenerator, n: int, seed: int, batch: int = 256) -> None:
-    """Set every batch norm's running moments to those of ``n`` fresh latents.
-
-    Averaged weights (EMA) do not have the moments that were averaged beside them; this makes evaluation see the network's own.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [m.momentum for m in norms]
-    training = model.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-    model.train()
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, model.latent, generator=generator).to(next(model.parameters()).device)
-    for part in z.split(batch):
-        model.hidden(part)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-    model.train(training)
