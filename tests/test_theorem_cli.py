@@ -11,6 +11,8 @@ from forwardsr.cli import main
 from forwardsr.errors import UserError
 from forwardsr.learn.minmax import MinmaxConfig
 from forwardsr.learning_minmax import learn_theorem
+from forwardsr.measure.certificate import match
+from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.run import Run
 
 SMALL = ["--patches", "4", "16", "--channels", "8", "--d", "12", "--p", "0.1", "0.12"]
@@ -98,6 +100,19 @@ def test_arrays_written_by_numpy_alone_are_learned(target: Path, tmp_path: Path)
     assert main(["learn", str(samples), "--method", "minmax", "--channels", "8,8", "--out", str(out)]) == 0
     assert main(["certify", str(out), "--target", str(target), "-n", "1000"]) == 0
     assert "Against held-out data" in (out / "report.html").read_text()
+
+
+def test_a_pair_that_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
+    # Channel 0 of patch 0 and channel 0 of patch 1, at a correlation of -0.93; the learner counts channels in its own order.
+    target, out = tmp_path / "target.safetensors", tmp_path / "run"
+    small = ["--patches", "2", "--channels", "6", "--d", "8", "--p", "0.05", "0.08"]
+    assert main(["plant", *small, "--violate", "identifiability", "--amount", "0.93", "--out", str(target)]) == 0
+    assert main(["learn", str(target), "--method", "minmax", "--samples", "100000", "--out", str(out)]) == 0
+    planted, learned = PatchGenerator.load(target), PatchGenerator.load(out / "model.safetensors")
+    first, second = match(learned.W[0].double(), planted.W[0].double())[0][:, 0].tolist()
+    notes = [line["message"] for line in Run.read(out).lines("note")]
+    named = f"level 1: 100000 samples do not determine the correlation of (0, {first})-(1, {second})"
+    assert notes == [named]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,17 @@ def test_order_and_rotation_do_not_count(target: PatchGenerator) -> None:
     assert torch.allclose(U @ U.T, torch.eye(len(U), dtype=torch.float64))
 
 
+def test_the_state_knows_how_many_samples_there_were(target: PatchGenerator) -> None:
+    # Finite data of 1000 samples, a million asked for: the bound is that of 1000.
+    learned = target.map()
+    learned.V = [v * 1.01 for v in learned.V]
+    name = "<V, V'>, in Cramér-Rao bounds"
+    few = certify(learned, target, 100, samples=1000).find("C.10", 1, name)
+    many = certify(learned, target, 100, samples=1_000_000).find("C.10", 1, name)
+    told = certify(learned, target, 100, warm={"samples1": torch.tensor(1000)}, samples=1_000_000).find("C.10", 1, name)
+    assert told.rms == few.rms == pytest.approx(many.rms / 1000**0.5)
+
+
 def test_reordering_is_the_same_function(target: PatchGenerator) -> None:
     orders = [torch.stack([torch.randperm(5) for _ in w]) for w in target.W]
     z = target.latents(50, torch.Generator().manual_seed(2))

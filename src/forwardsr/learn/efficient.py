@@ -14,13 +14,19 @@ standard deviation sigma_e on a decoded channel, active means above :math:`\tau 
 still Gaussian, censored at :math:`b + \tau` and of variance :math:`\sigma^2 + \sigma_e^2`, so the same likelihood holds with the
 threshold shifted and the variance subtracted afterwards. Covariances need no correction.
 
+With many processes (:mod:`forwardsr.parallel`) features and regressions are divided by patches, and the pass over level 1 by
+chunks whose sums are added in order. Sums and regressions have the same bits as in one process. Features agree to rounding: a
+patch is refined until all that are refined with it are done, and these are fewer.
+
 Off the model (active values that are not those of a censored Gaussian) a neuron falls back to D4's two moments, probability
 and mean, as the ``closed-form`` learner matches them, and the result says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -30,12 +36,15 @@ from forwardsr.errors import UserError
 from forwardsr.learn.features import Features, learn_features
 from forwardsr.learn.gram import near_correlation, with_columns
 from forwardsr.learn.latent_law import fit_neuron, fit_pairs, match_moments, neuron_errors
-from forwardsr.learn.regression import regress
-from forwardsr.learn.stream import Stream
+from forwardsr.learn.regression import Regression, regress
+from forwardsr.learn.stream import PatchesOf, Stream
+from forwardsr.parallel import PeerLost
 
 SE_LIMIT = 0.05  # a correlation known less well than this is named: it is of no use to draw from
 OFF_MODEL = 0.05  # relative error of the third moment of active values beyond which a neuron is no censored Gaussian
 _LEAST = 30  # active samples a neuron's law needs
+
+Found = TypeVar("Found")
 
 
 def names(mask: Tensor, limit: int = 8) -> str:
@@ -45,12 +54,40 @@ def names(mask: Tensor, limit: int = 8) -> str:
     return ", ".join(found) + (f" and {more} more" if more > 0 else "")
 
 
+def _divided(stream: Stream, patches: int, work: Callable[[slice], Found]) -> Found:
+    """``work(all patches)``, each process doing its part of them: a dataclass of tensors, patches first, and numbers.
+
+    Where a process raises ``UserError``, all do the whole work, so that the error speaks of all patches.
+    """
+    world, every = stream.world, slice(0, patches)
+    if world.size == 1:
+        return work(every)
+    own, found, failed = world.part(patches), None, False
+    try:
+        found = work(own) if own.start < own.stop else None
+    except PeerLost:
+        raise
+    except UserError:
+        failed = True
+    answers = world.gather((found, failed))
+    if any(failed for _, failed in answers):
+        return work(every)
+    parts = [part for part, _ in answers if part is not None]
+    columns = [[getattr(part, field.name) for part in parts] for field in fields(parts[0])]
+    return type(parts[0])(*(torch.cat(x) if isinstance(x[0], Tensor) else max(x) for x in columns))
+
+
 def feature_stage(
     stream: Stream, level: int, m: int, n: int, seed: int, salt: int
 ) -> tuple[dict[str, Tensor], dict[str, float], list[str]]:
     """W of a level (0-based): new state, metrics, notes."""
-    found = learn_features(stream, level, m, n, torch.Generator().manual_seed(seed), salt)
-    l = level + 1
+    k, l = stream.sizes[level][0], level + 1
+
+    def work(part: slice) -> Features:
+        own = stream if part == slice(0, k) else PatchesOf(stream, level, part)
+        return learn_features(own, level, m, n, torch.Generator().manual_seed(seed), salt)
+
+    found = _divided(stream, k, work)
     notes = []
     if bool(found.bad.any()):
         notes.append(f"level {l}: no feature was found for (patch, channel) {names(found.bad)}")
@@ -81,23 +118,25 @@ def latent_sums(
     ``s`` is what a decoded channel exceeds its threshold by, and zero below it; channels of all patches in a row (p of them).
     """
     decoder, threshold = features.decoder, features.threshold.reshape(-1, 1)
-    p, total = len(threshold), 0
+    p = len(threshold)
     products = torch.zeros(2 * p, 3 * p, dtype=torch.float64)
     cubes = torch.zeros(p, dtype=torch.float64)
-    buffer = torch.empty(0)
-    for chunk in stream.chunks(n, 1, salt):
-        count = chunk[0].shape[1]
-        if buffer.shape[1:] != (count,):
-            buffer = torch.empty(3 * p, count)
-        one, s, square = buffer.view(3, p, count)
-        torch.bmm(decoder, chunk[0].mT, out=s.view(*decoder.shape[:2], count))
-        torch.relu_(s.sub_(threshold))
-        torch.gt(s, 0, out=one)
-        torch.mul(s, s, out=square)
-        products += buffer[: 2 * p] @ buffer.T
-        cubes += torch.linalg.vecdot(s, square)
-        total += count
-    return total, products, cubes
+
+    def of_chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        buffer = torch.empty(0)
+        for chunk in stream.chunks(n, 1, salt, dealt=True):
+            count = chunk[0].shape[1]
+            if buffer.shape[1:] != (count,):
+                buffer = torch.empty(3 * p, count)
+            one, s, square = buffer.view(3, p, count)
+            torch.bmm(decoder, chunk[0].mT, out=s.view(*decoder.shape[:2], count))
+            torch.relu_(s.sub_(threshold))
+            torch.gt(s, 0, out=one)
+            torch.mul(s, s, out=square)
+            yield buffer[: 2 * p] @ buffer.T, torch.linalg.vecdot(s, square)
+
+    stream.world.add_in_turn(of_chunks(), (products, cubes))
+    return stream.available(n), products, cubes
 
 
 def first_hidden_stage(
@@ -152,6 +191,7 @@ def first_hidden_stage(
         "shift to a Gram matrix": float((v @ v.mT - rho).square().mean().sqrt()),
     }
     new = {"V1": V.view(k, m, -1).float(), "b1": bias.view(k, m).float(), "rho1": rho, "se1": se}
+    new["samples1"] = torch.tensor(total)
     return new, metrics, notes
 
 
@@ -218,16 +258,20 @@ def super_resolution_stage(
     (k, _, m), width, l = here.W.shape, below.W.shape[2], level + 1
     exact = bool((here.noise == 0).all()) and bool((below.noise == 0).all())
     n = stream.available(min(n, max(10_000, 200 * graph.shape[1] * width)) if exact else n)
-    sources, outputs = [], []
-    lower, upper = below.threshold[:, None, :], here.decoder
-    for chunk in stream.chunks(n, l, salt):
-        s = chunk[level - 1] @ below.decoder.mT
-        sources.append(s * (s > lower))
-        outputs.append(chunk[level] @ upper.mT)
-    s, y = torch.cat(sources, 1), torch.cat(outputs, 1)
     q = graph.shape[1] * width
-    inputs = s[graph.reshape(-1)].view(k, graph.shape[1], n, width).transpose(1, 2).reshape(k, n, q)
-    fit = regress(inputs, y, here.threshold, below.decoded_noise[graph.reshape(-1)].view(k, q))
+
+    def work(part: slice) -> Regression:
+        sources, outputs, wires = [], [], graph[part]
+        lower, upper = below.threshold[:, None, :], here.decoder[part]
+        for chunk in stream.chunks(n, l, salt):
+            s = chunk[level - 1] @ below.decoder.mT
+            sources.append(s * (s > lower))
+            outputs.append(chunk[level][part] @ upper.mT)
+        s, y = torch.cat(sources, 1), torch.cat(outputs, 1)
+        inputs = s[wires.reshape(-1)].view(len(wires), graph.shape[1], n, width).transpose(1, 2).reshape(-1, n, q)
+        return regress(inputs, y, here.threshold[part], below.decoded_noise[wires.reshape(-1)].view(-1, q))
+
+    fit = _divided(stream, k, work)
     V = fit.V.view(k, m, graph.shape[1], width).transpose(1, 2)
     bound = 0.05 + 3 * here.decoded_noise / here.rms[:, None]
     off = (fit.residual > bound) | (fit.disagreement > 0.05)

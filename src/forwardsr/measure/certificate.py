@@ -157,11 +157,14 @@ def certify(
     """Hold ``learned`` against ``target`` on ``n`` fresh z.
 
     ``warm``: a learning's state, whose ``W{l}.warm`` are held to Lemma A.1. ``samples``: how many samples the latent law was
-    learned from; with it the Gram matrix's errors are also given in units of their Cramér-Rao bound. ``seed`` makes the z.
+    learned from, where the state does not say (``samples1``: finite data may hold fewer than were asked for); with it the Gram
+    matrix's errors are also given in units of their Cramér-Rao bound. ``seed`` makes the z.
 
     Raises ``UserError`` where the two differ in sizes or graph.
     """
     _check(learned, target)
+    if warm is not None and "samples1" in warm:
+        samples = int(warm["samples1"])
     learned, target = (g.map("cpu", torch.float64) for g in (learned, target))
     orders, cosines = zip(*(match(w, w_star) for w, w_star in zip(learned.W, target.W, strict=True)))
     aligned = reorder(learned, list(orders), target.latent_dim)
