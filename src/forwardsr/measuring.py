@@ -203,7 +203,9 @@ def _forward_super_resolution(subject: Subject) -> Result:
 def _novelty(subject: Subject) -> Result:
     source = subject.real
     if not isinstance(source, FiniteSource) or len(source.shapes[0]) != 3:
-        raise Inapplicable("novelty is of images learned from a folder, a .zip or a named set: here nothing could be copied")
+        raise Inapplicable(
+            "novelty is of images learned from a folder, a .zip or a named set: here nothing could be copied"
+        )
     return novelty(list(subject.generated(subject.size(512))), source, subject.seed)
 
 
