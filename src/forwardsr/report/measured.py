@@ -299,7 +299,7 @@ def novelty(result: Novelty) -> Figure:
     figure, axes = _panels(1, 1, 4.2, 2.4)
     axis = axes[0][0]
     drawn, real = result.drawn.numpy(), result.real.numpy()
-    edges = np.linspace(0, 1.05 * max(drawn.max(), real.max(), 1e-6), 40)
+    edges = np.linspace(0, 1.05 * max(drawn.max(), real.max(), 1e-6), 40).tolist()
     axis.hist(real, edges, color=FAINT, label="real, to the others")
     axis.hist(drawn, edges, histtype="step", color=AFTER, linewidth=1.5, label="drawn")
     axis.set_title(f"nearest training image, r.m.s. of pixels at {result.side} px", loc="left")
