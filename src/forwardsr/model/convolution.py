@@ -195,10 +195,10 @@ class _Transposed(Function):
         if torch.is_grad_enabled():  # these gradients will be differentiated again
             return *_gradients(cotangent, s, weight, ctx.stride, needed, transposed=True), None
         if _winograd(weight, _pixels(s)):
-            for_s, windows = winograd.down(cotangent, weight)
+            own, windows = winograd.down(cotangent, weight)
             for_weight = winograd.weight_gradient(windows, s) if needed[1] else None
-            return for_s, for_weight, cotangent.sum((0, 2, 3)) if needed[2] else None, None
-        for_s = None
+            return own, for_weight, cotangent.sum((0, 2, 3)) if needed[2] else None, None
+        for_s: Tensor | None = None
         if needed[0] and _from_or_to_image(weight):
             for_s, needed[0] = _from_image(cotangent, weight), False
         rest = _gradients(cotangent, s, weight, ctx.stride, needed, transposed=True)
