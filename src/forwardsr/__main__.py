@@ -1,5 +1,8 @@
-"""``python -m forwardsr``."""
+"""``python -m forwardsr``, alone or under ``torchrun``."""
 
-from forwardsr.cli import entry
+import sys
 
-entry()
+from forwardsr.cli import main
+from forwardsr.parallel import run
+
+sys.exit(run(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from forwardsr.learn.schedules import (
 from forwardsr.measure.distance import Reference
 from forwardsr.model.deconv_generator import DeconvGenerator, pyramid_sides
 from forwardsr.observing import LATENT_SEED, Observer
+from forwardsr.parallel import current, team
 from forwardsr.report.page import write_report
 from forwardsr.run import Run
 
@@ -87,6 +89,9 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
     Raises :class:`UserError` for bad settings or input. Returns 0, or 128 + a signal's number after saving.
     """
     if config.method == "minmax":
+        if team().size > 1 and (config.solver != "efficient" or is_images(config.source)):
+            console.print("note: of minmax only --solver efficient on planted targets and arrays is divided among processes; "
+                          "one learns, the others wait")  # fmt: skip
         from forwardsr.learning_minmax import learn_theorem
 
         if config.init is not None:
@@ -104,6 +109,7 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
     )  # fmt: skip
     checkpoint_seconds = seconds(config.checkpoint, "--checkpoint")
     device = resolve_device(config.device)
+    team().check(config.batch, device)
     others = {f.name for f in fields(MinmaxConfig)}
     settings = {key: value for key, value in asdict(config).items() if key not in others} | {"command": command}
     if config.precision == "auto":
@@ -186,10 +192,12 @@ def _learn(
             run.log("note", message=note)
         console.print(describe(learner, run.config))
     try:
-        stopped = train(
-            learner, run, limits, observer, observer.stage_begins,
-            report_images=config.report_images, checkpoint_seconds=checkpoint_seconds, console=console,
-        )  # fmt: skip
+        with team().call(assist, config, run.config, limits) as world:
+            learner.join(world)
+            stopped = train(
+                learner, run, limits, observer, observer.stage_begins, report_images=config.report_images,
+                checkpoint_seconds=checkpoint_seconds, console=console, world=world,
+            )  # fmt: skip
     except Diverged as error:
         run.log("alarm", step=learner.step, message=str(error))
         console.print(f"forwardsr: {error}; the last checkpoint and the best weights are kept. Try --rate-g 2e-4 "
@@ -200,6 +208,20 @@ def _learn(
         return stopped
     finish(run, learner, console)
     return 0
+
+
+def assist(config: LearnConfig, settings: dict[str, Any], limits: Budget) -> None:
+    """What the other processes do while rank 0 is in :func:`fit` (:mod:`forwardsr.parallel`): their part of every step."""
+    world, quiet = current(), Console(quiet=True)
+    learner = make_learner(settings, open_images_source(config, quiet), resolve_device(config.device), limits)
+    learner.join(world)
+
+    def ignore(_seconds: float) -> None:
+        """Rank 0 looks at it."""
+
+    with contextlib.suppress(Diverged):
+        train(learner, None, limits, ignore, ignore, report_images=config.report_images, checkpoint_seconds=math.inf,
+              console=quiet, world=world)  # fmt: skip
 
 
 def validate(config: LearnConfig) -> None:

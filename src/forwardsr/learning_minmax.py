@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from forwardsr.measure.certificate import Certificate, certify
 from forwardsr.measure.self_certificate import SelfCertificate, self_certificate
 from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.model.patch_generator import PatchGenerator
+from forwardsr.parallel import ALONE, current, team
 from forwardsr.report.figures import grid, save_png
 from forwardsr.report.page import write_report
 from forwardsr.run import Run
@@ -55,11 +57,13 @@ def learn_theorem(
         if saved is not None and saved.get("done"):
             console.print(f"{out}: learned already; its report is {run.path / 'report.html'}")
             return 0
-        result = learn_minmax(
-            data, sizes(channels, data), None, config, seed,
-            on_stage=lambda record, state: _keep(run, record, state, console),
-            resume=None if saved is None else saved["state"],
-        )  # fmt: skip
+        start = None if saved is None else saved["state"]
+        divided = config.solver == "efficient"
+        with team().call(assist, source, channels, config, seed) if divided else nullcontext(ALONE) as world:
+            result = learn_minmax(
+                data, sizes(channels, data), None, config, seed,
+                on_stage=lambda record, state: _keep(run, record, state, console), resume=world.share(start),
+            )  # fmt: skip
         result.generator.save(run.path / "model.safetensors", {"command": command})
         for note in result.notes:
             run.log("note", message=note)
@@ -74,6 +78,12 @@ def learn_theorem(
     finally:
         run.close()
     return 0
+
+
+def assist(source: str, channels: str | None, config: MinmaxConfig, seed: int) -> None:
+    """What the other processes do while rank 0 is in :func:`learn_theorem` (:mod:`forwardsr.parallel`)."""
+    data = open_source(source, console=Console(quiet=True))
+    learn_minmax(data, sizes(channels, data), None, config, seed, resume=current().share(None))
 
 
 def _finish(run: Run, data: Source, result: MinmaxResult, console: Console) -> None:

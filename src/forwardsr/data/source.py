@@ -47,13 +47,16 @@ class Epochs:
 
     A finite source is read without replacement, each epoch in a fresh order, mirrored left to right with probability 1/2
     where ``flip``; a batch may run over the end of an epoch into the next. A streamed source draws fresh samples.
-    ``position`` (samples read so far) is the whole state.
+    ``position`` (samples read so far) is the whole state. ``part``: of every batch, what :meth:`next` gives.
     """
 
-    def __init__(self, source: Source, batch: int, seed: int, flip: bool = False, position: int = 0) -> None:
+    def __init__(
+        self, source: Source, batch: int, seed: int, flip: bool = False, position: int = 0, part: slice | None = None
+    ) -> None:
         if flip and len(source.shapes[0]) != 3:
             raise ValueError(f"{source.name}: only images can be mirrored; fold its patches first")
         self.source, self.batch, self.seed, self.flip, self.position = source, batch, seed, flip, position
+        self.part = part or slice(0, batch)
         self._order: tuple[int, Tensor, Tensor] | None = None
 
     def _epoch(self, epoch: int, size: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +70,8 @@ class Epochs:
         """The next batch, in the source's own form."""
         start, self.position = self.position, self.position + self.batch
         if not isinstance(self.source, FiniteSource):
-            return self.source.draw(self.batch, torch.Generator().manual_seed(_mix(self.seed, start)))
+            drawn = self.source.draw(self.batch, torch.Generator().manual_seed(_mix(self.seed, start)))
+            return Pyramid([x[self.part] for x in drawn])
         size = len(self.source)
         index, mirror = [], []
         while start < self.position:
@@ -77,10 +81,10 @@ class Epochs:
             index.append(order[at:stop])
             mirror.append(coins[at:stop])
             start += stop - at
-        pyramid = self.source.take(torch.cat(index))
+        pyramid = self.source.take(torch.cat(index)[self.part])
         if not self.flip:
             return pyramid
-        where = torch.cat(mirror)[:, None, None, None]
+        where = torch.cat(mirror)[self.part, None, None, None]
         return Pyramid([torch.where(where, x.flip(-1), x) for x in pyramid])
 
 

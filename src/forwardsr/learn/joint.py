@@ -20,6 +20,8 @@ from forwardsr.data.source import Epochs, Source
 from forwardsr.learn.adversarial import LOSSES, adversarial_gradients, average, gradient_penalty
 from forwardsr.model.critic import Critic
 from forwardsr.model.deconv_generator import DeconvGenerator
+from forwardsr.model.shared_norm import share_batch_norms
+from forwardsr.parallel import ALONE, World
 
 CALIBRATION = 1024  # latents from which the shown generator's batch-norm moments are taken
 
@@ -87,6 +89,7 @@ class JointLearner:
         self.rng = torch.Generator().manual_seed(config.seed)
         self.generator = self.new_generator().to(device)
         self.average = copy.deepcopy(self.generator)
+        self.world = ALONE
         self.step = 0
         self.begin(0)
 
@@ -143,8 +146,20 @@ class JointLearner:
         betas = (config.beta1, config.beta2)
         self.optimizer_g = torch.optim.Adam(self._learned, config.rate_g, betas, fused=fused)
         self.optimizer_d = torch.optim.Adam(self.critic.parameters(), config.rate_d, betas, fused=fused)
-        self.data = Epochs(coarsest(self.source, stage.levels), config.batch, config.seed, config.flip, self.images)
+        self.data = Epochs(
+            coarsest(self.source, stage.levels), config.batch, config.seed, config.flip, self.images,
+            part=self.world.part(config.batch),
+        )  # fmt: skip
         self.weights = torch.ones(1 + len(self.critic.headed), device=self.device)
+
+    def join(self, world: World) -> None:
+        """From the next step on be one of many: take a part of every batch, and share gradients and batch norms' moments.
+
+        All must have the same state (:meth:`state`), and then keep it.
+        """
+        self.world = world
+        share_batch_norms(self.generator, world)
+        self.data.part = world.part(self.config.batch)
 
     def stage_over(self, spent: float) -> bool:
         """Whether the present stage ends now that this fraction of the budget is spent. The last one never does."""
@@ -163,7 +178,7 @@ class JointLearner:
         """One step of both players; returns ``loss_d`` and ``loss_g``, one a logit, and now and then ``penalty``."""
         config = self.config
         real = self.data.next().map(device=self.device)
-        z = torch.randn(config.batch, config.latent, generator=self.rng).to(self.device)
+        z = torch.randn(config.batch, config.latent, generator=self.rng)[self.data.part].to(self.device)
         penalised = config.gamma > 0 and self.step % config.penalty_interval == 0
         self.optimizer_d.zero_grad()
         self.optimizer_g.zero_grad()
@@ -181,6 +196,8 @@ class JointLearner:
             record["penalty"] = penalty.detach()
         learned = [(x, gradient) for x, gradient in zip(fake, gradients) if x.requires_grad]
         torch.autograd.backward([x for x, _ in learned], [gradient for _, gradient in learned])
+        gradients = [p.grad for p in (*self.critic.parameters(), *self._learned) if p.grad is not None]
+        self.world.average([*gradients, *record.values()])
         self.optimizer_d.step()
         self.optimizer_g.step()
         self.step += 1

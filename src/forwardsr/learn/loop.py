@@ -2,6 +2,8 @@
 
 Reports fall due by images seen (1,024, 2,048, 4,096, ... and then every ``report_images``), not by time, so what is measured
 and which weights are kept as the best do not depend on the machine's speed. Checkpoints fall due by time, and change nothing.
+
+Many processes (:mod:`forwardsr.parallel`) go round the loop together, by rank 0's clock, and end at a signal to any of them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Te
 from torch import Tensor
 
 from forwardsr.learn.budget import Budget
+from forwardsr.parallel import ALONE, World
 from forwardsr.run import Pace, Run
 
 LOG_STEPS = 50  # steps a line of the log is the mean of
@@ -79,32 +82,42 @@ def signals_caught() -> Iterator[list[int]]:
 
 
 def train(
-    learner: StepLearner, run: Run, budget: Budget, observe: Observe, on_stage: Observe, *, report_images: int,
-    checkpoint_seconds: float, console: Console,
+    learner: StepLearner, run: Run | None, budget: Budget, observe: Observe, on_stage: Observe, *, report_images: int,
+    checkpoint_seconds: float, console: Console, world: World = ALONE,
 ) -> int:  # fmt: skip
     """Go on until ``budget`` is spent; returns 0, or 128 + the signal that stopped it after a checkpoint was saved.
 
-    A stage ends with a report; ``on_stage`` is called when the next has begun, and a checkpoint makes that final.
+    A stage ends with a report; ``on_stage`` is called when the next has begun, and a checkpoint makes that final. ``run`` is
+    ``None`` where ``world`` has another process that keeps it; all start from that one's state.
 
     Raises :class:`Diverged` where a loss is not finite.
     """
-    saved = run.load_checkpoint()
+    saved = None if run is None else run.load_checkpoint()
     spent = 0.0
     window: dict[str, list[float]] = {}
     if saved is not None:
         learner.load(saved["learner"])
         spent, window = saved["seconds"], saved["window"]
         console.print(f"going on from step {learner.step:,} ({learner.images:,} images)")
+    if world.size > 1:
+        state = world.share(learner.state() if world.main else None)
+        if not world.main:
+            learner.load(state)
     start = time.monotonic() - spent
     began_at, began = learner.images, time.monotonic()
     pace = Pace(checkpoint_seconds)
 
     def save() -> None:
-        run.save_checkpoint({"learner": learner.state(), "seconds": time.monotonic() - start, "window": window})
+        if run is not None:
+            run.save_checkpoint({"learner": learner.state(), "seconds": time.monotonic() - start, "window": window})
 
     with signals_caught() as caught, _progress(console) as progress:
         task = progress.add_task("learning", total=1.0, speed="", losses="")
-        while (spent := budget.spent(time.monotonic() - start, learner.step, learner.images)) < 1.0 and not caught:
+        while True:
+            elapsed, number = world.agree(time.monotonic() - start, caught[0] if caught else 0)
+            spent = budget.spent(elapsed, learner.step, learner.images)
+            if spent >= 1.0 or number:
+                break
             if learner.stage_over(spent):
                 observe(time.monotonic() - start)
                 learner.next_stage()
@@ -120,8 +133,9 @@ def train(
             speed = (learner.images - began_at) / max(time.monotonic() - began, 1e-9)
             if learner.step % LOG_STEPS == 0:
                 means = {key: round(sum(values) / len(values), 5) for key, values in window.items()}
-                run.log("train", step=learner.step, images=learner.images, seconds=round(elapsed, 2),
-                        images_per_second=round(speed, 1), **means)  # fmt: skip
+                if run is not None:
+                    run.log("train", step=learner.step, images=learner.images, seconds=round(elapsed, 2),
+                            images_per_second=round(speed, 1), **means)  # fmt: skip
                 window.clear()
                 progress.update(task, losses=" ".join(f"{k} {v:.2f}" for k, v in means.items() if k.startswith("loss")))
             progress.update(
@@ -131,10 +145,10 @@ def train(
                 observe(elapsed)
             if pace.due():
                 save()
-        stopped = 128 + caught[0] if caught else 0
+        stopped = 128 + number if number else 0
         if not stopped and learner.images > began_at:
             observe(time.monotonic() - start)
-        if learner.images > began_at or saved is None:
+        if run is not None and (learner.images > began_at or saved is None):
             run.log("end", step=learner.step, images=learner.images, seconds=round(time.monotonic() - start, 2),
                     reason="stopped" if stopped else "budget")  # fmt: skip
             save()
