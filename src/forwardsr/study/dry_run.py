@@ -76,9 +76,11 @@ def plan_table(
     table.add_column("run")
     for heading in ("images", "stages' shares of them", "multiplications", "time"):
         table.add_column(heading, justify="right")
-    total, paces = 0.0, dict[int, float]()
+    total, paces, tried = 0.0, dict[int, float](), set[tuple[str, int]]()
     for plan in [run for c in planned for run in c.runs.values()]:
-        built(plan, device)  # says what cannot be
+        if (plan.method, plan.side) not in tried:
+            built(plan, device)  # says what cannot be
+            tried.add((plan.method, plan.side))
         if plan.side not in paces:
             paces[plan.side] = pace(_joint(plan), device)
         there = done(out / "runs" / plan.name, plan)

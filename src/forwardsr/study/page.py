@@ -142,7 +142,7 @@ def facts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
     if study["runs"]:
         same = pictures["side"] == numbers["side"]
         found += [
-            ("shown", f"{pictures['side']} px, {compact(pictures['images'])} images for joint"),
+            ("shown", f"{pictures['side']} px, {compact(float(pictures['images']))} images for joint"),
             ("numbers over", f"{numbers['seeds']} seeds" + ("" if same else f" at {numbers['side']} px")),
             ("learning in all", f"{trained / 60:.0f} min"),
         ]
