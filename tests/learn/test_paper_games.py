@@ -1,7 +1,5 @@
 """D1, D4, D5, D2, each on its own, converge to the truth from a moderate start; Algorithms 5 and 4 run from samples alone."""
 
-import dataclasses
-
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -16,11 +14,12 @@ from forwardsr.learn.first_hidden import (
     first_hidden,
     start_first_hidden,
 )
-from forwardsr.learn.minmax_sgda import MinmaxSGDASettings, cross_talk, in_units, learn_sgda
+from forwardsr.learn.minmax_sgda import MinmaxSGDASettings, cross_talk, extend, in_units, learn_sgda, turn
 from forwardsr.learn.output_layer import output_layer
 from forwardsr.learn.sgda import SGDASettings, sgda
 from forwardsr.learn.super_resolution import start_super_resolution, super_resolution
 from forwardsr.learn.warm_start import Algorithm5Settings, algorithm_5
+from forwardsr.measure.certificate import certify
 from forwardsr.model.activations import Activation
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.plant import PlantConfig, plant
@@ -81,13 +80,13 @@ def test_d4_wakes_no_neuron_it_should_not_kill(target: PatchGenerator) -> None:
 def test_d5_learns_angles(target: PatchGenerator) -> None:
     v, _ = start_first_hidden(4, 8)
     v = v / v.norm(dim=2, keepdim=True) * target.V[0].norm(dim=2, keepdim=True)
-    game = PairGame(PlantedSource(target), learner(target, V={0: v}), 0.1, FirstHiddenSettings())
-    sgda(game, SGDASettings(steps=400, samples=1024, rate_outer=0.5, inner_steps=1), rng())
+    game = PairGame(PlantedSource(target), learner(target, V={0: v}), 0.1, FirstHiddenSettings(), rng(1))
+    sgda(game, SGDASettings(steps=400, samples=1024, rate_outer=0.5), rng())
     truth = torch.nn.functional.normalize(target.V[0].flatten(0, 1), dim=1)
     off = ~torch.eye(32, dtype=torch.bool)
     error = (game.unit @ game.unit.T - truth @ truth.T)[off].square().mean().sqrt()
     assert (truth @ truth.T)[off].square().mean().sqrt() > 0.2
-    assert error < 0.07
+    assert error < 0.03
     torch.testing.assert_close(game.learned().V[0].norm(dim=2), v.norm(dim=2))
 
 
@@ -145,15 +144,14 @@ def test_cross_talk_is_that_of_the_gram_matrix() -> None:
     assert cross_talk(s.abs(), torch.eye(2)[None]) == 0
 
 
-@pytest.mark.xfail(reason="known: the whole of Algorithm 4 by SGDA loses its warm start and does not converge yet")
 def test_algorithm_4_runs_at_any_scale_of_the_data() -> None:
-    """Data in a hundred times the unit gives the same network, a hundred times as large."""
+    """Data in 128 times the unit (a power of two, which rounding does not see) gives the same network, 128 times as large."""
     target = plant(PlantConfig(patches=(1, 4), channels=(3,), d=4, p=(0.1, 0.15)))
-    brief = SGDASettings(steps=60, samples=256)
-    settings = MinmaxSGDASettings(stages=1, probe=4096, zeta=0.0, neurons=brief, pairs=brief, level=brief, output=brief)
-    big = dataclasses.replace(settings)
+    brief = SGDASettings(steps=20, samples=256)
+    settings = MinmaxSGDASettings(stages=1, probe=4096, neurons=brief, pairs=brief, level=brief, output=brief)
     one, traces = learn_sgda(PlantedSource(target), (3, 3), target.parents, settings, rng())
-    other, _ = learn_sgda(PlantedSource(in_units(target, [0.01, 0.01])), (3, 3), target.parents, big, rng())
+    small = PlantedSource(in_units(target, [1 / 128, 1 / 128]))
+    other, _ = learn_sgda(small, (3, 3), target.parents, settings, rng())
     names = [trace.name for trace in traces]
     assert names == [
         "D4, level 1, stage 1",
@@ -162,8 +160,39 @@ def test_algorithm_4_runs_at_any_scale_of_the_data() -> None:
         "D2, level 2, stage 1",
         "D1, level 2, stage 1",
     ]
-    for a, b, scale in zip((*one.W, *one.b), (*other.W, *other.b), (1, 1, 100, 100)):
-        torch.testing.assert_close(a * scale, b, rtol=0.02, atol=0.02 * scale)
+    for a, b, scale in zip((*one.W, *one.b), (*other.W, *other.b), (1, 1, 128, 128)):
+        torch.testing.assert_close(a * scale, b, rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.xfail(reason="known: from columns off by 0.1, SGDA stops short of the target")
+def test_algorithm_4_finds_the_target_from_a_bad_start_of_w() -> None:
+    """Columns off by 0.1: two stages a level, each with b from the cross-talk it finds, learn the whole."""
+    target = plant(PlantConfig(patches=(1, 4), channels=(3,), d=4, p=(0.1, 0.15)))
+    settings = MinmaxSGDASettings(
+        stages=1,
+        probe=4096,
+        neurons=SGDASettings(steps=300, rate_outer=0.7),
+        pairs=SGDASettings(steps=300, rate_outer=0.5),
+        level=SGDASettings(1500, 1, 128, rate_outer=0.2, rate_inner=0.6, decay=1.0),
+        output=SGDASettings(steps=60, samples=8192),
+    )
+    source, random, network = PlantedSource(target), rng(1), None
+    for level, w in enumerate(target.W):
+        off = torch.nn.functional.normalize(torch.randn(w.shape, generator=rng(2)), dim=1)
+        start = torch.nn.functional.normalize(w + 0.1 * off, dim=1)
+        network = extend(network, start, target.parents[level], settings)
+        thresholds = []
+        for _ in range(2):
+            network, b, _ = turn(source, network, [1.0, 1.0], level, 0, settings, random)
+            thresholds.append(b)
+        assert thresholds[1] < thresholds[0]
+    assert network is not None
+    found = certify(network, target, 2000)
+    assert max(row.worst for row in found.rows if row.lemma == "B.2") < 0.05
+    assert found.find("C.6", 1, "norms of V_1, relative").worst < 0.05
+    assert found.find("C.10", 1, "<V, V'> within a patch, relative to norms").worst < 0.08
+    assert found.find("D.10", 2, "V, relative").worst < 0.1
+    assert found.total.quantile(0.5) < 0.06
 
 
 def test_first_hidden_plays_d4_then_d5(target: PatchGenerator) -> None:

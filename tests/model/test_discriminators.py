@@ -15,6 +15,7 @@ from forwardsr.model.discriminators import (
     D4,
     D5,
     barrier,
+    barrier_curvature,
     barrier_slope,
     beside,
     coordinates,
@@ -99,7 +100,7 @@ def test_d4_slopes_are_derivatives() -> None:
 
 def test_d5_is_the_sum_over_ordered_pairs() -> None:
     w, y = features(), rand(N, K, D)
-    weights = pair_weights(K, M, 2.0, 0.5).double()
+    weights = pair_weights(torch.ones(K * M, K * M), M, 2.0, 0.5).double()
     d5 = D5(w, 0.1, weights, zeta=0.0)
     u = log_simplex(rand(2, K * M, K * M)).exp()
     s = (torch.einsum("nkd,kdm->nkm", y, w) - 0.1).clamp_min(0).reshape(N, -1)
@@ -115,7 +116,7 @@ def test_d5_is_the_sum_over_ordered_pairs() -> None:
 
 def test_d5_inner_maximum_is_c13() -> None:
     q = K * M
-    d5 = D5(features(), 0.1, pair_weights(K, M, 2.0, 0.5).double())
+    d5 = D5(features(), 0.1, pair_weights(torch.ones(q, q), M, 2.0, 0.5).double())
     gap = rand(q, q)
     gap = gap + gap.T
     best = d5.best_log(gap)
@@ -131,11 +132,28 @@ def test_d5_inner_maximum_is_c13() -> None:
 def test_barrier_rises_near_parallel_rows_and_has_its_slope() -> None:
     rho = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     assert barrier(rho) < 1e-15
-    rho[0, 1] = rho[1, 0] = -0.95
+    rho[0, 1] = rho[1, 0] = -0.98
     assert float(barrier(rho)) == pytest.approx(2.0)
+    # Nothing where a target's correlations end (Fact C.11), a wall where Assumption 2.3 ends.
+    rho[0, 1] = rho[1, 0] = 0.9
+    assert float(barrier_slope(rho).abs().max()) < 1e-7
     rho = rand(4, 4).requires_grad_()
-    (slope,) = torch.autograd.grad(barrier(rho, 3.0, 0.1), rho)
-    torch.testing.assert_close(slope, barrier_slope(rho.detach(), 3.0, 0.1))
+    (slope,) = torch.autograd.grad(barrier(rho, 3.0, 0.1), rho, create_graph=True)
+    torch.testing.assert_close(slope, barrier_slope(rho, 3.0, 0.1))
+    (curvature,) = torch.autograd.grad(slope.sum(), rho)
+    torch.testing.assert_close(curvature, barrier_curvature(rho.detach(), 3.0, 0.1))
+
+
+def test_pairs_are_heard_above_their_noise_alike() -> None:
+    """Independent pairs of all frequencies: the weighted moment has one standard deviation; silent pairs have a floor."""
+    p = torch.tensor([0.5, 0.1, 0.02], dtype=torch.float64)
+    active = (torch.rand(100000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) < p).double()
+    weights = pair_weights(torch.outer(p, p), 3, within=1.0)
+    products = active[:, :, None] * active[:, None, :]
+    spread = (products.std(0) * weights)[~torch.eye(3, dtype=torch.bool)]
+    torch.testing.assert_close(spread, torch.ones(6, dtype=torch.float64), rtol=0.05, atol=0.0)
+    silent = pair_weights(torch.zeros(4, 4), 2, 3.0, 1.0, least=0.01)
+    torch.testing.assert_close(silent[0], torch.tensor([0.0, 30.0, 10.0, 10.0]))
 
 
 def test_d2_vanishes_on_the_true_map_within_its_tolerance() -> None:

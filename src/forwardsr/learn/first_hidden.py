@@ -187,8 +187,7 @@ class PairGame:
         hidden = act(pre).reshape(n, *self.network.b[0].shape)
         s = (hidden.transpose(0, 1) @ self.gram).transpose(0, 1)
         h = self.d5.features(s)
-        slope = self.d5.relu.derivative(s - self.d5.b)
-        return PairBatch(true, h.T @ h / n, h, slope, act.derivative(pre) * self.alpha, z)
+        return PairBatch(true, h.T @ h / n, h, self.d5.slopes(s), act.derivative(pre) * self.alpha, z)
 
     def value(self, batch: PairBatch) -> float:
         gain = (self.d5.signed(self.log_u.exp()) * (batch.true - batch.fake)).sum() - negative_entropy(self.log_u)

@@ -25,7 +25,7 @@ zeta of the network    1e-3            smaller than the discriminators': a leak 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -60,11 +60,13 @@ class MinmaxSGDASettings:
     """The robust start, or Algorithm 5 as written, its columns then averaged over the samples that point their way."""
     stages: int = 3
     """T', stages a level."""
+    early: float = 0.25
+    """The share of the steps of D4, D5 and D1 that is played in the stages before the last."""
     threshold: float = 4.0
     """b of D4, D5 and D1, in cross-talks of the current W."""
     least: float = 0.15
     """The least such b, in the level's unit."""
-    tolerance: float = 1.0
+    tolerance: float = 0.25
     """b of D2, in cross-talks of the current W."""
     finest: float = 0.005
     """The least such b, in the level's unit."""
@@ -72,21 +74,23 @@ class MinmaxSGDASettings:
     """Samples from which units, cross-talk and the cumulant start are read."""
     restart: bool = True
     """Start V afresh in every stage, as Algorithms 2 and 3 do; otherwise go on from the stage before."""
-    zeta: float = 1e-3
+    zeta: float = 0.0
     """LeakyReLU of the learned network, in the level's unit."""
     latent: int | None = None
     """m_0'. Default: 2 d_1 m_1."""
     patch: int = 6
     """Side of a patch, for sources of images."""
-    neurons: SGDASettings = field(default_factory=lambda: SGDASettings(steps=1000, rate_outer=0.7))
+    neurons: SGDASettings = field(default_factory=lambda: SGDASettings(steps=2000, rate_outer=0.7))
     """Algorithm 6 for D4."""
-    pairs: SGDASettings = field(default_factory=lambda: SGDASettings(steps=1000, samples=4096, rate_outer=0.5))
+    pairs: SGDASettings = field(
+        default_factory=lambda: SGDASettings(steps=1000, samples=8192, rate_outer=0.5, decay=3.0)
+    )
     """Algorithm 6 for D5."""
     level: SGDASettings = field(
-        default_factory=lambda: SGDASettings(1500, 1, 256, rate_outer=0.4, rate_inner=0.6, decay=1.0)
+        default_factory=lambda: SGDASettings(2500, 1, 256, rate_outer=0.2, rate_inner=0.6, decay=1.0)
     )
     """Algorithm 6 for D2."""
-    output: SGDASettings = field(default_factory=lambda: SGDASettings(steps=150, samples=8192))
+    output: SGDASettings = field(default_factory=lambda: SGDASettings(steps=150, samples=16384))
     """Algorithm 6 for D1."""
     algorithm_5: Algorithm5Settings = field(default_factory=Algorithm5Settings)
     first_hidden: FirstHiddenSettings = field(default_factory=FirstHiddenSettings)
@@ -161,16 +165,21 @@ def turn(
     scaled, network = UnitSource(source, units, settings.patch), in_units(network, units)
     s = coordinates(scaled.draw(settings.probe, rng, level + 1)[level], network.W[level])
     talk = cross_talk(s, network.W[level])
-    b = max(settings.threshold * talk, settings.least)
+    b = min(max(settings.threshold * talk, settings.least), network.W[level].shape[2] ** -0.3)
     if settings.restart or t == 0:
         network = _fresh(network, level, settings.latent)
+    share = 1.0 if t == settings.stages - 1 else settings.early
+    neurons, pairs, output = (
+        replace(game, steps=max(1, round(game.steps * share)))
+        for game in (settings.neurons, settings.pairs, settings.output)
+    )
     if level == 0:
-        network, traces = first_hidden(scaled, network, b, settings.neurons, settings.pairs, rng, settings.first_hidden)
+        network, traces = first_hidden(scaled, network, b, neurons, pairs, rng, settings.first_hidden)
     else:
         fine = max(settings.tolerance * talk, settings.finest)
         network, trace = super_resolution(scaled, network, level, fine, settings.level, rng, settings.super_resolution)
         traces = [trace]
-    network, trace = output_layer(scaled, network, level, b, settings.output, rng)
+    network, trace = output_layer(scaled, network, level, b, output, rng)
     return in_units(network, [1 / u for u in units]), b * units[level], [*traces, trace]
 
 

@@ -160,6 +160,10 @@ class D5:
         """h of every neuron."""
         return self.relu(s - self.b).reshape(len(s), -1)
 
+    def slopes(self, s: Float[Tensor, "n k m"]) -> Float[Tensor, "n k m"]:
+        """Their derivatives in ``s``."""
+        return self.relu.derivative(s - self.b)
+
     def __call__(self, y: Float[Tensor, "n k d"], u: Float[Tensor, "2 q q"]) -> Float[Tensor, " n"]:
         """The discriminator of every sample."""
         h = self.features(coordinates(y, self.w))
@@ -215,7 +219,8 @@ def barrier(rho: Float[Tensor, "q q"], steepness: float = 300.0, tau: float = 0.
 
     .. math:: \sum_{i \ne j} e^{a(-(1-\tau) - \rho_{ij})} + e^{a(-(1-\tau) + \rho_{ij})}
     """
-    return sum(_walls(rho, steepness, tau)).sum()
+    near_one, near_minus_one = _walls(rho, steepness, tau)
+    return (near_one + near_minus_one).sum()
 
 
 def barrier_slope(rho: Float[Tensor, "q q"], steepness: float = 300.0, tau: float = 0.02) -> Float[Tensor, "q q"]:
@@ -232,8 +237,8 @@ def barrier_curvature(rho: Float[Tensor, "q q"], steepness: float = 300.0, tau: 
 
 def _walls(rho: Tensor, steepness: float, tau: float) -> tuple[Tensor, Tensor]:
     """The two terms of every pair, 0 on the diagonal."""
-    below = tuple(torch.exp(steepness * (x - (1 - tau))).fill_diagonal_(0.0) for x in (rho, -rho))
-    return below[0], below[1]
+    apart = 1.0 - torch.eye(len(rho), dtype=rho.dtype, device=rho.device)
+    return apart * torch.exp(steepness * (rho - (1 - tau))), apart * torch.exp(steepness * (-rho - (1 - tau)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         with torch.no_grad():
-            var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+            var, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3), correction=0)
             variances, means = self.world.stack(torch.stack([var, mean])).unbind(1)
             mean = means.mean(0)
             var = variances.mean(0) + (means - mean).square().mean(0)
