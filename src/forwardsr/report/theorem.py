@@ -122,9 +122,7 @@ def nearest(chapter: Chapter) -> Section | None:
         f"Above, drawn images; below each, the training image nearest to it at {found['side']} px. {found['n']} drawn images are "
         f"{found['ratio']:.2f} times as far from the training set as its own images are from each other; {copied}."
     )
-    return Section(
-        "nearest", "New pictures, not copies", sentence + parts().panel("Drawn above, nearest below", shown)
-    )
+    return Section("nearest", "New pictures, not copies", sentence + parts().panel("Drawn above, nearest below", shown))
 
 
 THEOREM: list[Callable[[Chapter], Section | None]] = [theorem, lemmas, against_data, nearest, stages]
