@@ -1,6 +1,6 @@
 """An experiment an assumption: the error of the learner against the size of the violation, beside the audit's verdict.
 
-A small target (4 and 16 patches, m = 12, d = 24) whose audit holds is drawn anew with one assumption violated by growing amounts
+A small target (2 and 8 patches, m = 12, d = 24) whose audit holds is drawn anew with one assumption violated by growing amounts
 (``forwardsr plant --violate``), audited on 200,000 samples, and learned from 100,000 a stage in three ways: by the paper's objectives
 (``closed-form``), by ``efficient``, and by ``efficient`` with noise of 0.03 of the patch r.m.s., for what needs no assumption without
 noise may need it with.
@@ -17,7 +17,7 @@ from forwardsr.measure.assumptions import audit
 from forwardsr.model.plant import PlantConfig, Violation, plant
 from theorem_trial import Line, trial
 
-BASE: dict[str, Any] = {"patches": (4, 16), "channels": (12,), "d": 24, "p": (0.08, 0.1)}
+BASE: dict[str, Any] = {"patches": (2, 8), "channels": (12,), "d": 24, "p": (0.08, 0.1)}
 LEARNERS: tuple[tuple[Solver, float], ...] = (("closed-form", 0.0), ("efficient", 0.0), ("efficient", 0.03))
 """Solver and noise."""
 

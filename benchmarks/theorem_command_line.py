@@ -70,7 +70,7 @@ def _families(certificate: dict[str, Any]) -> Line:
 
 
 def undetermined(amount: float = 0.93) -> list[Line]:
-    """Channel 0 of patches 0 and 1 at a correlation of ``-amount``; ``pair`` is what the learner, whose order is its own, calls it."""
+    """Channel 0 of patches 0 and 1 at a correlation of ``-amount``; ``pair`` is what the learner, in its own order, calls it."""
     lines = []
     for samples in (100_000, 1_000_000):
         with tempfile.TemporaryDirectory() as folder:
