@@ -48,11 +48,6 @@ def learn_theorem(
             console.print(
                 f"{data.name}: {size}, {' / '.join(f'{k} x {d}' for k, d in data.shapes)} numbers; {config.solver}"
             )
-        if config.solver == "sgda":
-            console.print(
-                "note: --solver sgda is experimental: each of its games converges alone, the whole of Algorithm 4 does not "
-                "yet; look at the certificate, or use efficient or closed-form"
-            )
         saved = run.load_checkpoint()
         if saved is not None and saved.get("done"):
             console.print(f"{out}: learned already; its report is {run.path / 'report.html'}")

@@ -8,17 +8,28 @@ their settings are plain numbers.
 =====================  ==============  ===============================================================================
 paper                  default         reason
 =====================  ==============  ===============================================================================
-T'                     3               stages a level; the error of W falls by more than three in each until the floor
-b                      cross-talk      the proofs' invariant b = delta m^0.02 (B.1, C.1, D.1): the cross-talk that the current W
-                                       leaves, read from the data before every stage, so it shrinks as W is learned and
-                                       has a floor; m^-0.3 and its factor m^-0.02 are the same asymptotically
+T'                     3               stages a level; the last decides the accuracy, those before it bring W within its
+                                       reach and play a quarter of its steps (but for D2, which must wake from the identity)
+b of D4, D5, D1        4 cross-talks   the proofs' invariant b = delta m^0.02 (B.1, C.1, D.1) with poly(k) = 4: the
+                                       cross-talk that the current W leaves, read from the data before every stage, so b
+                                       shrinks as W is learned; m^-0.3 is its start and m^-0.02 a stage the same
+                                       asymptotically. At one cross-talk D4 counts it as activity: norms off by 2 %
+the least such b       0.15            the noise of a step moves W too, and the cross-talk that this makes must stay under
+                                       D1's gate (Invariant B.3). Where a column strays beyond it, the gate opens on other
+                                       channels, mu changes and W runs off: at 2048 samples a step it does for b = 0.065,
+                                       at 16384 there is no sign of it at 0.15
+b of D2                1/4 cross-talk  an error in b_l up to the tolerance costs nothing, so it stays there
 W at the start         cumulants       Algorithm 5's error poly(k)/sqrt(m) is 0.2 at m = 8 and its cross-talk a whole channel,
                                        which no b exceeds; averaging its columns' own samples brings it to 0.02
-D4, D5: T, N           1000, 2048      the weakest pairs (rarely active together) take longest
-D2: T, N               2000, 512       V wakes from the identity at the speed zeta, then gains eta a step
-D1: T, N               300, 2048       mu is near diagonal: a few dozen natural steps, the rest average
+D4: T, N               2000, 2048      two numbers a neuron
+D5: T, N               1000, 8192      its error within a patch becomes W's: mu_rq is D1's denominator
+D2: T, N               2500, 256       V wakes from the identity at the speed zeta; without noise in the data its gradient has
+                                       none at the truth, so few samples do
+D2: eta                0.2, 0.6        the discriminator must be the slower: at 0.4 one generator channel in twenty is left
+                                       behind, silent, and its discriminator flees from it for good
+D1: T, N               150, 16384      mu is near diagonal: a few dozen natural steps, the rest average
 1/poly (line 8)        0               "useless; only for stating theorems more cleanly"
-zeta of the network    1e-3            smaller than the discriminators': a leak of 0.05 from m silent channels would be heard
+zeta of the network    0               D4, D5 and D1 look above b only, where LeakyReLU is ReLU; D2 has its own zeta
 =====================  ==============  ===============================================================================
 """
 

@@ -13,7 +13,8 @@ With :math:`\mu_{rq} = E[1[s_r > \mathbb{b}] S_q]` the generator's moment is :ma
 =====================  ===========  =================================================================================
 paper                  default      reason
 =====================  ===========  =================================================================================
-bold b = b m^0.152     as written   it exceeds b, so that cross-talk of W^D opens no gate
+bold b = b m^0.152     as written   it exceeds b, so that cross-talk of W^D opens no gate, and of the moving W neither
+                                    (Invariant B.3): eta and N must keep W's noise a few times below it
 c                      1            see ``model/discriminators``
 =====================  ===========  =================================================================================
 """

@@ -9,7 +9,7 @@ paper           here            default  reason
 ==============  ==============  =======  ==============================================================================
 c (D1)          ``c``           1        0.001 makes (B.2) a sum of norms to the power 1001; 1 makes it a sum of squares
 poly(k) in o_k  ``kappa``       1.25     squared, how much dying counts over overshooting (Remark 4.1). Noise counts so too:
-                                         at 2 and 2048 samples a step it shifts thresholds by 0.4 %
+                                         at 2 and 2048 samples a step it shifts b/alpha by -0.004
 C_jj            ``within``      20       times Pr*[both active]^-1/2, where the paper has m^2 / (b poly(k)): with m finite some
                                          pairs fire a hundred times as often as others, and so weighted all are heard above
                                          their noise alike. 20: exponents of order one, where all pairs learn at once; larger
