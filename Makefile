@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: learn test check clean
+.PHONY: learn test check bench bench-quick clean
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,17 @@ check: $(VENV)/.done
 
 test: check
 	$(BIN)/python -m pytest
+
+$(VENV)/.bench: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	touch $@
+
+# Against peers and limits: makes docs/benchmarks.md. In full, under an hour on two idle cores; the quick one, minutes.
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/bench.py
+
+bench-quick: $(VENV)/.bench
+	$(BIN)/python benchmarks/bench.py --quick
 
 clean:
 	rm -rf $(VENV) runs

@@ -6,9 +6,9 @@ Each trial is estimated as the learner does it (each neuron alone, then their co
 20 samples of n have both active, the bound, which is asymptotic, says little; these cells carry no goal and are listed.
 
 **The whole Gram matrix.** Level 1 of planted targets (4 patches of 24 channels), learned from n samples: errors of all pairs'
-<V, V'> over their bounds, as estimated pair by pair and after `forwardsr.learn.gram`, which uses that a
-Gram matrix has no negative eigenvalue. Pairs are split by how many samples are expected to have both active. Where the latent
-is short (m_0), the learner is told so, and the matrix has that rank.
+<V, V'> over their bounds, as estimated pair by pair and after `forwardsr.learn.gram`, which uses that a Gram matrix has no
+negative eigenvalue. Pairs are split by how many samples are expected to have both active. Where the latent is short (m_0), the
+learner is told so, and the matrix has that rank.
 """
 
 from __future__ import annotations

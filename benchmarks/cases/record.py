@@ -95,12 +95,9 @@ def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int = 3, long: flo
 
 def machine() -> dict[str, Any]:
     """The processor, the software, and how busy the machine was, for the results' file."""
-    model = platform.processor() or platform.machine()
-    try:
-        with Path("/proc/cpuinfo").open() as file:
-            model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
-    except OSError:
-        pass  # not Linux: the plain name does
+    processor, described = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     load = os.getloadavg()[0]
     return {
         "processor": model,
