@@ -12,7 +12,7 @@ from cases.record import Record
 
 HEAD = """# Benchmarks
 
-Made by `python benchmarks/bench.py` from `benchmarks/cases/`; `--quick` runs the smaller settings
+Made by `make bench` (all cases; under an hour on two idle cores) from `benchmarks/`; `make bench-quick` runs the smaller settings
 in a few minutes. One record a side: sides of equal setting and n had the same samples and ran in alternation. Seconds are of the
 processor (medians, one thread); *spread* is (largest - least) / median over the rounds, or, where sides were simulated, the
 standard error of the ratio. A *ratio* is ours over that side's; what is held to a goal stands beside it.
@@ -62,7 +62,7 @@ def section(case: str, content: dict[str, Any], records: list[Record]) -> str:
 def table(records: list[Record]) -> str:
     """All records; a column a quantity of ratio."""
     names = list(dict.fromkeys(name for record in records for name in record.ratio))
-    heads = ["setting", "n", "side", "error", "seconds", "spread", *names]
+    heads = ["setting", "n", "side", "error", "seconds", "spread", *(f"ratio: {name}" for name in names)]
     rows = ["| " + " | ".join(heads) + " |", "|---|---:|---|" + "---:|" * (len(heads) - 3)]
     for r in records:
         side = f"{r.peer}, {r.version}" if r.version else r.peer
