@@ -43,9 +43,9 @@ class Convolution(nn.Conv2d):
     def forward(self, input: Float[Tensor, "n c H W"]) -> Float[Tensor, "n m h w"]:
         if _library(input):
             return super().forward(input)
-        windows: list[Tensor] = []
-        y = _Image.apply(input, self.weight, self.stride[0], windows)  # type: ignore[no-untyped-call]
-        return y.add_(_Weight.apply(input.detach(), self.weight, self.bias, self.stride[0], windows))  # type: ignore[no-untyped-call]
+        stride, windows = self.stride[0], list[Tensor]()
+        token = _Parameters.apply(input.detach(), self.weight, self.bias, stride, windows)  # type: ignore[no-untyped-call]
+        return _Image.apply(input, self.weight, self.bias, stride, windows, token)  # type: ignore[no-untyped-call]
 
 
 class Deconvolution(nn.ConvTranspose2d):
@@ -92,12 +92,13 @@ def _from_or_to_image(weight: Tensor) -> bool:
     return weight.shape[2] == KERNEL and weight.shape[1] < FEW
 
 
-def _down(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, list[Tensor]]:
+def _down(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, list[Tensor]]:
     if _winograd(weight, _pixels(x) // 4):
-        return winograd.down(x, weight)
+        y, windows = winograd.down(x, weight)
+        return y if bias is None else y.add_(bias[:, None, None]), windows
     if _from_or_to_image(weight):
-        return _from_image(x, weight), []
-    return F.conv2d(x, weight, None, stride, (weight.shape[2] - stride) // 2), []
+        return _from_image(x, weight, bias), []
+    return F.conv2d(x, weight, bias, stride, (weight.shape[2] - stride) // 2), []
 
 
 def _up(s: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -113,11 +114,11 @@ def _block_taps(weight: Tensor) -> Tensor:
     return weight.unflatten(3, (3, 2)).unflatten(2, (3, 2)).permute(3, 5, 1, 0, 2, 4).flatten(0, 2)
 
 
-def _from_image(x: Tensor, weight: Tensor) -> Tensor:
+def _from_image(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     n, c, h, w = x.shape
     blocks = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).transpose(2, 3).reshape(n, h // 2, w // 2, 4 * c)
     taps = _block_taps(weight).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    return F.conv2d(blocks.permute(0, 3, 1, 2), taps, padding=1)
+    return F.conv2d(blocks.permute(0, 3, 1, 2), taps, bias, padding=1)
 
 
 def _to_image(s: Tensor, weight: Tensor) -> Tensor:
@@ -143,40 +144,48 @@ def _gradients(
 
 
 class _Image(Function):
-    """A convolution as a function of its image. Leaves the windows that Winograd's way computes in ``windows``."""
+    """A convolution as a function of its image. It hands its cotangent on to ``token``, for the parameters' gradients, and
+    leaves what Winograd's way computes for those in ``windows``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, windows: list[Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, windows: list[Tensor], token: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.stride = stride
-        y, parts = _down(x, weight, stride)
-        windows += parts
+        y, parts = _down(x, weight, bias, stride)
+        if token.requires_grad:
+            windows += parts
         return y
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, None, None, None, None, Tensor]:
         (weight,) = ctx.saved_tensors
-        return transposed(cotangent, weight, None, ctx.stride) if ctx.needs_input_grad[0] else None, None, None, None
+        for_x = transposed(cotangent, weight, None, ctx.stride) if ctx.needs_input_grad[0] else None
+        return for_x, None, None, None, None, cotangent
 
 
-class _Weight(Function):
-    """What is to be added to :class:`_Image`: the bias, and the gradients of weight and bias. Differentiable once."""
+class _Parameters(Function):
+    """Of a convolution, the gradients of weight and bias, differentiable once. Its value is a token without content.
+
+    The engine comes here only where the parameters' gradients are asked for; it always comes to :class:`_Image`.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, windows: list[Tensor]) -> Tensor:
-        ctx.stride, ctx.winograd = stride, bool(windows)
-        ctx.save_for_backward(weight, *(windows or [x]))
-        return bias.clone()[:, None, None].expand(len(x), -1, x.shape[2] // stride, x.shape[3] // stride)
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.windows = stride, windows
+        return x.new_zeros(()).expand(len(x), len(weight), x.shape[2] // stride, x.shape[3] // stride)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor | None, Tensor | None, None, None]:
-        weight, *saved = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        if ctx.winograd:
-            for_weight = winograd.weight_gradient(saved, cotangent) if needed[1] else None
+        if ctx.windows:
+            for_weight = winograd.weight_gradient(ctx.windows, cotangent) if needed[1] else None
             return None, for_weight, cotangent.sum((0, 2, 3)) if needed[2] else None, None, None
-        _, for_weight, for_bias = _gradients(cotangent, saved[0], weight, ctx.stride, [False, *needed[1:3]])
+        _, for_weight, for_bias = _gradients(cotangent, x, weight, ctx.stride, [False, *needed[1:3]])
         return None, for_weight, for_bias, None, None
 
 

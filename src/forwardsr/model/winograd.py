@@ -154,8 +154,9 @@ def weight_gradient(windows: Sequence[Tensor], cotangent: Float[Tensor, "n m h w
     """``sum <cotangent, down(x, weight)>`` differentiated by the weight, from the windows that :func:`down` gave of ``x``."""
     m, c = cotangent.shape[1], windows[0].shape[2] // 4
     tiles = -(-cotangent.shape[2] // 4) * -(-cotangent.shape[3] // 4)
-    parts = zip(windows, cotangent.split(windows[0].shape[1] // tiles))
-    total = sum(_spread(of).transpose(1, 2) @ part for part, of in parts)
-    assert isinstance(total, Tensor)
+    first, *others = zip(windows, cotangent.split(windows[0].shape[1] // tiles))
+    total = _spread(first[1]).transpose(1, 2) @ first[0]
+    for part, of in others:
+        total.baddbmm_(_spread(of).transpose(1, 2), part)
     taps = (_matrices(total.dtype)[1].T @ total.view(36, -1)).view(3, 3, m, 2, 2, c)
     return taps.permute(2, 0, 3, 1, 4, 5).reshape(m, 6, 6, c).permute(0, 3, 1, 2)
