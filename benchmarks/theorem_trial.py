@@ -108,6 +108,8 @@ def bounds(target: PatchGenerator, samples: int) -> Line:
 
 def show(lines: list[Line]) -> None:
     """Print lines as a table, then their notes."""
+    if not lines:
+        return
     table = Table()
     for name in COLUMNS:
         table.add_column(name)

@@ -52,8 +52,7 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of all backends, with as many wordings
         raise PeerLost(
-            f"a process of this job was lost ({str(error).splitlines()[0][:80]}); its own message says why, and the same "
-            "command goes on from the last checkpoint"
+            "another process of this job has ended; its own message says why, and the same command goes on from the last checkpoint"
         ) from error
 
 
