@@ -47,6 +47,7 @@ def test_the_run_holds_what_a_run_holds(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "New pictures, not copies" in page
     assert "Generated beside real" in page
+    assert "The learned features" in page
     found = json.loads((run / "novelty.json").read_text())
     assert found["copies"] == 0.0
     assert (run / "samples" / "walk-016.png").exists()

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from forwardsr.cli import main
 from forwardsr.errors import UserError
+from forwardsr.generators import load_target
 from forwardsr.learn.minmax import MinmaxConfig
 from forwardsr.learning_minmax import learn_theorem
 from forwardsr.measure.certificate import match
@@ -38,8 +40,13 @@ def test_the_theorem_end_to_end(
     for name in ("config.json", "log.jsonl", "model.safetensors", "checkpoint.pt", "certificate.json", "report.html"):
         assert (learned / name).is_file(), name
     page = (learned / "report.html").read_text()
-    for title in ("Theorem 5.1", "Every lemma, measured", "Algorithm 4, stage by stage"):
+    for title in ("Theorem 5.1", "Every lemma, measured", "The learned features", "Algorithm 4, stage by stage"):
         assert title in page
+    with Image.open(learned / "samples" / "features1-002.png") as sheet:  # 32 columns of W_1, 16 a row
+        shown = np.asarray(sheet)
+    feature = load_target(learned / "model.safetensors").W[0][0, :, 0].view(3, 2, 2)
+    assert shown.shape == (4, 32, 3)
+    assert np.abs(shown[:2, :2] / 127.5 - 1 - (feature / feature.abs().max()).permute(1, 2, 0).numpy()).max() < 0.01
     assert "The log holds no training step" not in page
     capsys.readouterr()
     assert main(["certify", str(learned), "--target", str(target), "--json", "-n", "2000"]) == 0

@@ -12,10 +12,13 @@ from rich.console import Console
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.errors import UserError
 from forwardsr.generators import load_generator
+from forwardsr.measure.features import output_features
+from forwardsr.model.protocol import LayeredGenerator
 from forwardsr.report.figures import grid, pyramid_strip, save_png
 
 BATCH = 512
 COLUMNS = 12  # of the one picture
+FEATURES = 48  # of a level in a report
 
 
 def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, console: Console) -> None:
@@ -49,6 +52,21 @@ def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, co
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another") from None
     console.print(f"{n} pictures: {out}{os.sep}")
+
+
+def save_features(generator: LayeredGenerator, folder: Path) -> None:
+    """Every level's output features W_l (evenly spaced ones where there are many), each on its own scale, as sheets
+    ``featuresL-SIDE.png`` in ``folder``. Nothing where patches are no pictures. Raises :class:`UserError` on a full disk.
+    """
+    try:
+        found = output_features(generator)
+    except ValueError:
+        return
+    for level, tiles in found.items():
+        some = tiles[torch.linspace(0, len(tiles) - 1, min(FEATURES, len(tiles))).long()]
+        scale = some.flatten(1).abs().amax(1).clamp_min(torch.finfo(some.dtype).tiny)
+        columns = next(k for k in (16, 12, 8, len(some)) if len(some) % k == 0)
+        save_png(grid(some / scale[:, None, None, None], columns), folder / f"features{level}-{some.shape[-1]:03d}.png")
 
 
 def pictures(pyramid: Pyramid) -> Pyramid:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from forwardsr.data.open import open_source
 from forwardsr.data.source import FiniteSource, Source
-from forwardsr.drawing import pictures
+from forwardsr.drawing import pictures, save_features
 from forwardsr.errors import UserError
 from forwardsr.generators import load_generator, load_target
 from forwardsr.learn.minmax import MinmaxConfig, MinmaxResult, StageRecord, State, learn_minmax
@@ -88,6 +88,7 @@ def _finish(run: Run, data: Source, result: MinmaxResult, console: Console) -> N
     run.write_json("certificate.json", found.to_json())
     console.print(found.table())
     _pictures(run, data, result)
+    save_features(result.generator, run.path / "samples")
     page = write_report([run.path], run.path / "report.html")
     console.print(f"weights: {run.path / 'model.safetensors'}; report: {page}")
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import FiniteSource, Source
+from forwardsr.drawing import save_features
 from forwardsr.errors import UserError
 from forwardsr.learn.copula import learn_first_level
 from forwardsr.learn.first_level_gan import learn_first_level_adversarially
@@ -99,6 +100,7 @@ def _finish(run: Run, model: InnovationGenerator, source: Source, seconds: float
     _sheets(run, "best", model.render(model.hidden(latents)), FIXED_LATENTS // 2)
     _sheets(run, "walk", model.render(model.hidden(walks(latents))), STOPS)
     _sheets(run, "real", source.draw(FIXED_LATENTS, torch.Generator().manual_seed(LATENT_SEED)), FIXED_LATENTS // 2)
+    save_features(model, run.path / "samples")
     reference = Reference.from_source(source, FINAL, seed=1, channels=source.shapes[0][0])
     drawn = model.sample(max(reference.n, 2), torch.Generator().manual_seed(LATENT_SEED + 2))
     distance = reference.compare(drawn)

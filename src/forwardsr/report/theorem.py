@@ -125,4 +125,20 @@ def nearest(chapter: Chapter) -> Section | None:
     return Section("nearest", "New pictures, not copies", sentence + parts().panel("Drawn above, nearest below", shown))
 
 
-THEOREM: list[Callable[[Chapter], Section | None]] = [theorem, lemmas, against_data, nearest, stages]
+def features(chapter: Chapter) -> Section | None:
+    """What every level paints with: columns of W_l."""
+    story = chapter.story
+    stems = sorted(stem for stem in story.sheets if stem.startswith("features"))
+    named = [
+        (f"Level {stem.removeprefix('features')}", walls(story.pictures(stem), "Output features", columns=16))
+        for stem in stems
+    ]
+    if not named:
+        return None
+    sentence = parts().sentence(
+        "Columns of W_l, each on its own scale: what hidden layer l paints a patch of its image with."
+    )
+    return Section("features", "The learned features", sentence + parts().panels(named))
+
+
+THEOREM: list[Callable[[Chapter], Section | None]] = [theorem, lemmas, against_data, nearest, features, stages]
