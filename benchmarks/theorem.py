@@ -9,7 +9,7 @@
     python benchmarks/theorem.py assumptions  # every assumption violated by growing amounts
     python benchmarks/theorem.py finite       # arrays written by numpy alone, learned and certified from the command line
     python benchmarks/theorem.py undetermined # a pair of neurons that the data do not determine: named
-    python benchmarks/theorem.py figures      # draw the figures again from the JSON
+    python benchmarks/theorem.py figures      # draw the figures, and fill in the tables of docs/theorem.md, again from the JSON
 
 Each writes ``results/theorem-NAME.json`` beside this file and, where there is one, ``../docs/theorem/NAME.png``. docs/theorem.md
 says what came out.
@@ -30,6 +30,7 @@ from forwardsr.measure.assumptions import AuditSettings, audit
 from forwardsr.model.plant import PlantConfig, plant
 from theorem_assumptions import assumptions
 from theorem_command_line import finite, undetermined
+from theorem_page import write_page
 from theorem_trial import Line, show, slope, straight, trial
 
 RESULTS = Path(__file__).parent / "results"
@@ -144,6 +145,7 @@ def main() -> None:
         (RESULTS / f"theorem-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
         show([line for line in lines if "GB" in line])
         draw(name)
+    write_page()
 
 
 if __name__ == "__main__":
