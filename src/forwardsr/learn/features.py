@@ -19,6 +19,7 @@ A mixture of two channels is never a solution that passes :func:`audit`: a chann
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +39,13 @@ _QUICK, _ROUNDS = (
     12,
     20,
 )  # rounds of refinement at most, with the quick and the exact Jacobian: 6 suffice where it goes well
+_SETTLED = 0.05  # a step below this share of its own standard error is the last
 _EXACT = 1e-5  # noise below this share of the patch r.m.s. is rounding
 _REPAIRS = 4  # hyperplane starts a patch, each from what the one before found
 _APART = 0.02  # share of a channel's active samples in which any other is silent, at least
 _FEW = 10_000  # samples that suffice without noise: the equations are then exact
+_OUTLINE = 2**15  # samples that a first subspace, first columns and the audit take where noise asks for more
+_WORKING_SET = 2**19  # coordinates that a step works on at once, so that they stay in cache
 _WARM = 5_000  # samples for the warm start: an error of 0.025 a column, a tenth of what refinement needs
 
 
@@ -87,31 +91,42 @@ def learn_features(stream: Stream, level: int, m: int, n: int, generator: torch.
     basis, rms, exact = _subspace(stream, level, m, n, salt)
     n = min(n, max(_FEW, 100 * m)) if exact else n
     y = torch.empty(k, m, n)
-    residual, seen = torch.zeros(k, dtype=torch.float64), 0
+    outside, judged, seen = torch.zeros(k, dtype=torch.float64), 0, 0
+    second, cross = torch.zeros(k, m, m, dtype=torch.float64), torch.zeros(k, d, m, dtype=torch.float64)
     for chunk in stream.chunks(n, level + 1, salt):
         x = chunk[level]
         inside = basis.mT @ x.mT
-        residual += (x.mT - basis @ inside).square().sum((1, 2))
+        if judged < _OUTLINE:
+            outside += (x.mT - basis @ inside).square().sum((1, 2))
+            judged += x.shape[1]
+        if not exact:
+            second += inside @ inside.mT
+            cross += x.mT @ inside.mT
         y[:, :, seen : seen + x.shape[1]] = inside
         seen += x.shape[1]
-    noise = (residual / (n * max(1, d - m))).sqrt().float()
+    if not exact:
+        # A power step: the subspace of all samples from that of a few, in which y are still the coordinates of the signal.
+        basis = torch.linalg.solve(second, cross.mT).mT.float()
+    noise = (outside / (judged * max(1, d - m))).sqrt().float()
     noise = torch.where(noise * d**0.5 < _EXACT * rms, torch.zeros_like(noise), noise)
     start = cumulant_warm_start(y[:, :, : max(_WARM, 100 * m)].permute(2, 0, 1), m, generator)
     columns = refine(y, start, noise)
-    bad = audit(y, columns, noise)
+    some = y[:, :, : max(4 * _OUTLINE, 1000 * m)]
+    bad = audit(some, columns, noise)
     for j in bad.any(1).nonzero()[:, 0].tolist():
         # The cumulant start failed: channels depend too strongly on one another, or differ too much in size.
         own = slice(j, j + 1)
         for attempt in range(_REPAIRS):
             known = torch.linalg.pinv(columns[j])[~bad[j]] if attempt else None
             fresh = refine(y[own], hyperplane_start(y[j], float(noise[j]), generator, known)[None], noise[own], _CLOSE)
-            verdict = audit(y[own], fresh, noise[own])
+            verdict = audit(some[own], fresh, noise[own])
             if int(verdict.sum()) < int(bad[j].sum()):
                 columns[own], bad[own] = fresh, verdict
             if not bool(bad[j].any()):
                 break
     columns = _orthonormal_where_consistent(y, columns, noise)
-    return Features((basis @ columns.float()), noise, rms, basis @ start, bad, n)
+    W, warm = basis @ columns.float(), basis @ start
+    return Features(W / W.norm(dim=1, keepdim=True), noise, rms, warm, bad, n)
 
 
 def _check_sizes(stream: Stream, level: int, m: int, n: int) -> None:
@@ -129,12 +144,13 @@ def _check_sizes(stream: Stream, level: int, m: int, n: int) -> None:
 def _subspace(stream: Stream, level: int, m: int, n: int, salt: int) -> tuple[Tensor, Tensor, bool]:
     """The top m eigenvectors of every patch's second moment, the patch r.m.s., and whether all else is rounding.
 
-    Where it is, a few thousand samples give the subspace exactly, and no more are read.
+    Where it is, a few thousand samples give the subspace exactly, and no more are read; nor are they where noise is so far below
+    the signal that one power step takes the subspace of some samples to that of all.
     """
     k, d = stream.sizes[level]
     enough = max(4096, 40 * m)
     moment = torch.zeros(k, d, d, dtype=torch.float64)
-    seen, exact = 0, False
+    seen, looked, exact = 0, False, False
     for chunk in stream.chunks(n, level + 1, salt):
         x = chunk[level]
         first = seen < enough
@@ -147,6 +163,11 @@ def _subspace(stream: Stream, level: int, m: int, n: int, salt: int) -> tuple[Te
             outside = (x.mT - basis @ (basis.mT @ x.mT)).square().sum((1, 2)) / x.shape[1]
             exact = bool((outside < (_EXACT * _EXACT) * values.sum(1) / seen).all())
             if exact:
+                break
+        if not looked and seen >= _OUTLINE:
+            values, looked = torch.linalg.eigvalsh(moment), True
+            left = values[:, : d - m].amax(1) / values[:, d - m] if m < d else torch.zeros(1)
+            if bool((left.square() * n < 0.01 * seen).all()):  # of the variance of directions, after the step
                 break
     values, vectors = torch.linalg.eigh(moment / seen)
     _check_channels(stream, level, m, values, seen)
@@ -181,7 +202,11 @@ def refine(
 
 
 def _refine(y: Tensor, columns: Tensor, noise: Tensor, width: float) -> Tensor:
-    W, change = _solve(y, columns.double(), noise, width, _QUICK, exact=False)
+    few = max(_OUTLINE, 500 * columns.shape[2])
+    rough = y.shape[2] > 2 * few  # worth a start from few of them
+    W, change = _solve(y[:, :, :few] if rough else y, columns.double(), noise, width, _QUICK, exact=False)
+    if rough:
+        W, change = _solve(y, W, noise, _CLOSE, _QUICK, exact=False)
     # Where channels depend on one another the mean over all samples is a poor Jacobian: there, that over the slab.
     slow = ((noise == 0) & (change > 1e-6)).nonzero()[:, 0]
     if len(slow):
@@ -191,34 +216,53 @@ def _refine(y: Tensor, columns: Tensor, noise: Tensor, width: float) -> Tensor:
 
 def _solve(y: Tensor, W: Tensor, noise: Tensor, width: float, rounds: int, exact: bool) -> tuple[Tensor, Tensor]:
     """Newton steps on the estimating equations: W and each patch's last step."""
-    m, n = W.shape[2], y.shape[2]
+    k, m, n = y.shape
+    parts = y.split(max(1024, _WORKING_SET // (k * m)), dim=2)
     eye = torch.eye(m, dtype=torch.float64)
     off = 1 - eye
-    cross_talk, last = torch.full((len(y), m, m), width), torch.full((len(y),), torch.inf, dtype=torch.float64)
+    cross_talk, last = torch.full((k, m, m), width), torch.full((k,), torch.inf, dtype=torch.float64)
+    square, size = _sizes(torch.linalg.pinv(W).float(), parts)
     for _ in range(rounds):
         inverse = torch.linalg.pinv(W)
-        s = inverse.float() @ y
-        size = s.square().mean(2) / s.abs().mean(2).clamp_min(1e-30)  # of an active channel
-        reach = (cross_talk * size[:, None, :]).amax(2, keepdim=True)  # of all others in this one
-        slab = s.abs() <= torch.maximum(reach, _half_width(inverse, noise)[:, :, None])
-        cross = ((s * slab) @ s.mT).double() / n
-        if exact:
-            H = torch.stack([(s * slab[:, r : r + 1]) @ s.mT for r in range(m)], 1).double() / n
-        else:
-            H = (s @ s.mT).double()[:, None] / n * slab.float().mean(2).double().clamp_min(0.1)[:, :, None, None]
+        decoder = inverse.float()
+        reach = (cross_talk * size[:, None, :]).amax(2)  # of all others in this one
+        slab = torch.maximum(reach, _half_width(inverse, noise))[:, :, None]
+        cross, second, inside = y.new_zeros(k, m, m), y.new_zeros(k, m, m), y.new_zeros(k, m)
+        H = torch.zeros(k, m, m, m, dtype=torch.float64) if exact else None
+        for part in parts:
+            s = decoder @ part
+            within = (s.abs() <= slab).float()
+            cross += (s * within) @ s.mT
+            if H is None:
+                second += s @ s.mT
+                inside += within.sum(2)
+            else:
+                H += torch.stack([(s * within[:, r : r + 1]) @ s.mT for r in range(m)], 1)
+        if H is None:
+            H = second.double()[:, None] * (inside.double() / n).clamp_min(0.1)[:, :, None, None]
+            square = second.diagonal(dim1=1, dim2=2) / n
         # For row r: without the r-th row and column. A ridge, as a silent or repeated channel makes it singular.
-        H = H * off[:, :, None] * off[:, None, :] + torch.diag_embed(eye)
+        H = H / n * off[:, :, None] * off[:, None, :] + torch.diag_embed(eye)
         H = H + 1e-9 * torch.diag_embed(H.diagonal(dim1=2, dim2=3) + 1e-9)
-        step = torch.linalg.solve(H, (cross * off)[..., None])[..., 0]
+        step = torch.linalg.solve(H, (cross.double() / n * off)[..., None])[..., 0]
         step = step * (_LONGEST / step.abs().amax((1, 2), keepdim=True).clamp_min(_LONGEST))
         W = torch.linalg.pinv(inverse - step @ inverse)
         W = W / W.norm(dim=1, keepdim=True)
         change = step.abs().amax((1, 2))
-        done = (change < 1e-7) | ((change < 1e-4) & (change > 0.7 * last))
+        error = noise / (n * square.amin(1)).sqrt().clamp_min(1e-30)
+        done = (change < 1e-7) | ((change < 1e-4) & (change > 0.7 * last)) | (change < _SETTLED * error)
         last, cross_talk = change, (_WIDTH * step.abs().float()).clamp(1e-7, width)
         if bool(done.all()):
             break
     return W, last
+
+
+def _sizes(decoder: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Of every channel, the mean square, and the size where it is active: ``(k, m)`` each."""
+    some = parts[: -(-_OUTLINE // parts[0].shape[2])]
+    decoded = [decoder @ part for part in some]
+    square, size = (torch.stack([f(s).sum(2) for s in decoded]).sum(0) for f in (torch.square, torch.abs))
+    return square / sum(part.shape[2] for part in some), square / size.clamp_min(1e-30)
 
 
 def _half_width(inverse: Tensor, noise: Tensor) -> Tensor:
@@ -246,7 +290,7 @@ def audit(
 
 def _orthonormal_where_consistent(y: Tensor, columns: Tensor, noise: Tensor) -> Tensor:
     """The nearest orthonormal columns in the patches where noise alone explains the distance to them."""
-    s = torch.linalg.pinv(columns).float() @ y
+    s = torch.linalg.pinv(columns).float() @ y[:, :, : 4 * _OUTLINE]
     energy = s.square().mean(2).double() - noise[:, None].double().square()
     error = noise[:, None, None].double() / (energy.clamp_min(1e-12)[:, None, :] * y.shape[2]).sqrt()
     off = columns.mT @ columns - torch.eye(columns.shape[2], dtype=columns.dtype)
