@@ -47,8 +47,8 @@ class ImageSource:
         self.shapes: tuple[tuple[int, ...], ...] = tuple((images.shape[1], s, s) for s in self.sides)
         if len(images) < FEW:
             self.notes.append(
-                f"{name}: only {len(images):,} images. Below {FEW:,} expect a generator that repeats or memorises them, with "
-                "less varied samples; what helps: flips, a lower resolution, more pictures"
+                f"{name}: only {len(images):,} images. Below {FEW:,} expect less varied samples, and of the adversarial methods "
+                "a generator that repeats or memorises them; what helps: flips, a lower resolution, more pictures"
             )
 
     def __len__(self) -> int:

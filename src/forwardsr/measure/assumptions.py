@@ -38,6 +38,7 @@ from scipy.stats import norm, t
 from torch import Tensor
 
 from forwardsr.measure.coactivation import SUP_EDGES, LevelCounts, patch_form
+from forwardsr.measure.draws import example_weight
 from forwardsr.measure.intervals import both_active, wilson
 from forwardsr.model.patch_generator import PatchGenerator
 from forwardsr.model.protocol import LayeredGenerator
@@ -165,7 +166,7 @@ def audit(
     """
     settings = settings or AuditSettings()
     random = torch.Generator().manual_seed(seed)
-    like = _example_weight(generator)
+    like = example_weight(generator)
     counts: list[LevelCounts] = []
     across: Tensor | None = None
     for start in range(0, n, chunk):
@@ -190,13 +191,6 @@ def audit(
             error = (W.mT @ W - torch.eye(W.shape[2], dtype=W.dtype, device=W.device)).abs().cpu()
             rows.append(_row(l, "orthonormal", (error, error, error), "<=", settings.orthonormal))
     return AssumptionAudit(n, tuple(rows), tuple(levels), settings)
-
-
-def _example_weight(generator: LayeredGenerator) -> Tensor:
-    """Any weight, for its device and dtype."""
-    if isinstance(generator, PatchGenerator):
-        return generator.W[0]
-    return next(generator.parameters()) if isinstance(generator, torch.nn.Module) else torch.zeros(())
 
 
 Place = Callable[[list[int]], str]
