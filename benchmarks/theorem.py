@@ -7,6 +7,7 @@
     python benchmarks/theorem.py largest      # 4 levels, 256 patches in the finest, m = 64: audited, learned, certified
     python benchmarks/theorem.py noise        # noise of 0 to 0.1 of the patch r.m.s.
     python benchmarks/theorem.py assumptions  # every assumption violated by growing amounts
+    python benchmarks/theorem.py outside      # noise, foreign samples, targets outside the class
     python benchmarks/theorem.py finite       # arrays written by numpy alone, learned and certified from the command line
     python benchmarks/theorem.py undetermined # a pair of neurons that the data do not determine: named
     python benchmarks/theorem.py figures      # draw the figures, and fill in the tables of docs/theorem.md, again from the JSON
@@ -30,6 +31,7 @@ from forwardsr.measure.assumptions import AuditSettings, audit
 from forwardsr.model.plant import PlantConfig, plant
 from theorem_assumptions import assumptions
 from theorem_command_line import finite, undetermined
+from theorem_outside import outside
 from theorem_page import write_page
 from theorem_trial import Line, show, slope, straight, trial
 
@@ -115,7 +117,8 @@ def noise() -> list[Line]:
 
 
 EXPERIMENTS: dict[str, Callable[[], list[Line]]] = {
-    f.__name__: f for f in (standard, seeds, slopes, patches, largest, noise, assumptions, finite, undetermined)
+    f.__name__: f
+    for f in (standard, seeds, slopes, patches, largest, noise, assumptions, outside, finite, undetermined)
 }
 
 

@@ -54,6 +54,16 @@ def _assumptions(lines: list[Line]) -> str:
     return _markdown(head, list(rows.values()))
 
 
+def _outside(lines: list[Line]) -> str:
+    """A row a violation and amount: Theorem 5.1's median, and W, of each solver."""
+    rows: dict[tuple[str, float], list[object]] = {}
+    for line in lines:
+        row = rows.setdefault((line["violate"], line["amount"]), [f"{line['violate']}, {line['amount']:g}"])
+        row += ["refused", ""] if "refused" in line else [line["median %"], line["W"]]
+    solvers = dict.fromkeys(line["solver"] for line in lines)
+    return _markdown(["", *(f"{who}: {what}" for who in solvers for what in ("median %", "W"))], list(rows.values()))
+
+
 TIERS = ("W", "norms", "b_1", "Gram", "V_l", "b_l")
 
 
@@ -77,6 +87,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
     "noise": ("theorem-noise", _trials),
     "largest": ("theorem-largest", _trials),
     "assumptions": ("theorem-assumptions", _assumptions),
+    "outside": ("theorem-outside", _outside),
     "tiers-small": ("tiers-small", _tiers),
     "tiers-standard": ("tiers-standard", _tiers),
 }

@@ -159,3 +159,38 @@ def _panel(axes: Axes, lines: list[Line], last: bool) -> None:
     if last:
         sign = -1 if lines[0]["violate"] == "identifiability" else 1
         axes.set_xticks(at, ["none" if line["amount"] is None else f"{sign * line['amount']:g}" for line in lines])
+
+
+OUTSIDE = {
+    "noise": "Noise\ns.d., of the patch r.m.s.",
+    "foreign": "Foreign samples\nshare",
+    "layer": "A further hidden layer\nits weight",
+    "activation": "Activation ReLU$^{1+x}$\nx",
+}
+
+
+def outside(lines: list[Line], path: Path) -> None:
+    """A column a violation; both solvers in one panel."""
+    figure = Figure(figsize=(11.5, 3.6), layout="constrained")
+    grid = figure.subplots(1, len(OUTSIDE), sharey=True)
+    for axes, (violate, title) in zip(grid, OUTSIDE.items()):
+        for solver, style in (("efficient", "o-"), ("closed-form", "s--")):
+            own = [line for line in lines if (line["violate"], line["solver"]) == (violate, solver)]
+            at = np.arange(len(own))
+            learned = np.array(["refused" not in line for line in own], dtype=bool)
+            for name in ("W", "median"):
+                y = [min(_value(line, name), CEILING) if ok else np.nan for line, ok in zip(own, learned)]
+                axes.semilogy(at, y, style, color=COLOURS[name], ms=3.5, lw=1.2, label=f"{NAMES[name]}, {solver}")
+            axes.plot(
+                at[~learned], np.full((~learned).sum(), 10.0), ls="", color="#d62728", marker="$\\mathsf{R}$", ms=8
+            )
+        axes.set_xticks(at, [f"{line['amount']:g}" for line in own])
+        axes.set(title=title, ylim=(FLOOR, CEILING))
+        axes.grid(axis="y", lw=0.4, alpha=0.5)
+    at_1_over_d = np.interp(np.log(1 / 24), np.log([0.03, 0.1]), [2, 3])
+    grid[0].axvline(at_1_over_d, color="#999999", lw=0.8, ls=":")
+    grid[0].text(at_1_over_d, 3e-8, " 1/d", color="#777777", fontsize=8)
+    grid[0].set_ylabel("relative error")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)

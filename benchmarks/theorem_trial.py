@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forwardsr.data.planted import PlantedSource
+from forwardsr.data.source import Source
 from forwardsr.learn.latent_law import pair_bound
 from forwardsr.learn.minmax import MinmaxConfig, learn_minmax
 from forwardsr.measure.certificate import Certificate, certify
@@ -38,15 +39,17 @@ def trial(
     seed: int = 0,
     fresh: int = 4000,
     target: PatchGenerator | None = None,
+    source: Source | None = None,
 ) -> Line:
-    """Plant (unless a target is given), learn, certify on ``fresh`` z: one line, printed and returned.
+    """Plant (unless a target is given), learn (from ``source``, where its samples are not all the target's), certify on ``fresh`` z:
+    one line, printed and returned.
 
     W, V_l and b_l are worst cases over all patches and channels; norms, biases and Gram are r.m.s., beside which ``norms CR`` and
     ``biases CR`` are what the Cramér-Rao bound of the samples allows them (r.m.s. over neurons, each alone). Raises ``UserError``
     where the learner refuses.
     """
     target = target or plant(config)
-    source = PlantedSource(target, noise)
+    source = source or PlantedSource(target, noise)
     cpu, wall = time.process_time(), time.perf_counter()
     result = learn_minmax(source, target.channels, target.parents, settings, seed)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
