@@ -6,6 +6,8 @@ noise floor, mean over levels and forms; lower is better), the raw distance by l
 by the usual two passes here, to be compared at equal images.
 
     python benchmarks/choices.py SOURCE [--resolution 32] [--images 16000] [--out choices.json]
+
+The same command again goes on with the candidates that the file lacks.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -94,15 +97,13 @@ class TwoPassLearner(JointLearner):
 
 
 def main(settings: Settings) -> None:
-    """Train every candidate and print the table."""
+    """Train every candidate that ``out`` does not hold yet, and print the table."""
     source = open_source(settings.source, resolution=settings.resolution)
-    reference = Reference.from_source(source, 1024, seed=1)
-    table = Table(title=f"{source.name} at {settings.resolution} px, {settings.images:,} images")
-    for column in ("candidate", "score", *(f"raw {shape[-1]} px" for shape in source.shapes), "MS-SSIM", "images/s"):
-        table.add_column(column)
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = json.loads(settings.out.read_text()) if settings.out.exists() else []
+    known = {record["candidate"] for record in records}
+    reference = Reference.from_source(source, 1024, seed=1) if known < set(CANDIDATES) else None
     for name, config in CANDIDATES.items():
-        if settings.only and name not in settings.only:
+        if reference is None or name in known or (settings.only and name not in settings.only):
             continue
         kind = TwoPassLearner if config.loss in ("hinge", "wgan-gp") else JointLearner
         learner = kind(replace(config, seed=settings.seed, precision="float32"), source, torch.device("cpu"))
@@ -111,12 +112,16 @@ def main(settings: Settings) -> None:
             learner.advance()
         speed = learner.images / (time.perf_counter() - start)
         distance = reference.compare(learner.shown().sample(reference.n, torch.Generator().manual_seed(2)))
-        raw = [f"{value:.0f}" for value in distance.raw]
-        table.add_row(name, f"{distance.score():.2f}", *raw, f"{distance.diversity[-1]:.3f}", f"{speed:.0f}")
-        print(name, f"{distance.score():.3f}", raw, file=sys.stderr, flush=True)
+        print(name, f"{distance.score():.3f}", file=sys.stderr, flush=True)
         records.append({"candidate": name, "images_per_second": speed, **distance.to_json()})
         settings.out.write_text(json.dumps(records, indent=2) + "\n")
-    Console().print(table)
+    sides = [shape[-1] for shape in source.shapes]
+    table = Table("candidate", "score", *(f"raw {side} px" for side in sides), "MS-SSIM", "images/s", box=box.MARKDOWN)
+    for record in records:
+        raw = [f"{value:.0f}" for value in record["raw"]]
+        diversity, speed = f"{record['diversity'][-1]:.3f}", f"{record['images_per_second']:.0f}"
+        table.add_row(record["candidate"], f"{record['score']:.2f}", *raw, diversity, speed)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":
