@@ -25,7 +25,7 @@ from forwardsr.model.plant import PlantConfig, plant
 
 TITLE = "End to end: the standard target"
 LIMIT = "irreducible work"
-GOAL = 2.0
+GOAL, ERROR = 2.0, 0.017  # of the limit's seconds, where n is large enough for this median error of Theorem 5.1
 SETTING = "standard target"
 LAW, LAW_DRAWING = "first hidden", "drawing, latent law"
 PARTS = ("drawing", "decode", "product")
@@ -79,10 +79,10 @@ def learn(target: PatchGenerator, n: int) -> tuple[MinmaxResult, dict[str, float
 
 
 def run(full: bool) -> Iterator[Record]:
-    """A million samples; ten million where there is time."""
+    """A million samples; six and ten million, which reach the error of the goal, where there is time."""
     target = plant(PlantConfig())
     learn(target, 10_000)  # the first call of all pays for what torch sets up once
-    for n in (1_000_000, 10_000_000) if full else (1_000_000,):
+    for n in (1_000_000, 6_000_000, 10_000_000) if full else (1_000_000,):
         sides = {OURS: lambda n=n: learn(target, n), LIMIT: lambda n=n: irreducible(target, n)}
         found = alternate(sides, rounds=3, long=30.0)
         (result, parts), least = found[OURS].result, found[LIMIT].result
@@ -96,7 +96,7 @@ def run(full: bool) -> Iterator[Record]:
             return Record("end_to_end", SETTING, peer, version, n, error, side.median, side.spread, rounds, ratio, goal)  # noqa: B023
 
         yield record(OURS, found[OURS], error, {})
-        yield record(LIMIT, found[LIMIT], None, {"seconds": GOAL})
+        yield record(LIMIT, found[LIMIT], None, {"seconds": GOAL} if error <= ERROR else {})
         # Of the last round: the learner's own decode and product are not clocked apart, so those of the limit stand for them.
         law = parts.pop(LAW)
         parts |= {part: least[part] for part in PARTS[1:]}
