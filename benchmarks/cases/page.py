@@ -60,13 +60,15 @@ def section(case: str, content: dict[str, Any], records: list[Record]) -> str:
 
 
 def table(records: list[Record]) -> str:
-    """All records; a column a quantity of ratio."""
+    """All records; a column a figure, and one a quantity of ratio."""
     names = list(dict.fromkeys(name for record in records for name in record.ratio))
-    heads = ["setting", "n", "side", "error", "seconds", "spread", *(f"ratio: {name}" for name in names)]
+    figures = list(dict.fromkeys(name for record in records for name in record.figures))
+    heads = ["setting", "n", "side", "error", "seconds", "spread", *figures, *(f"ratio: {name}" for name in names)]
     rows = ["| " + " | ".join(heads) + " |", "|---|---:|---|" + "---:|" * (len(heads) - 3)]
     for r in records:
         side = f"{r.peer}, {r.version}" if r.version else r.peer
         cells = [r.setting, count(r.n), side, number(r.error), number(r.seconds), number(r.spread)]
+        cells += [number(r.figures.get(name)) for name in figures]
         rows.append("| " + " | ".join(cells + [held(r, name) for name in names]) + " |")
     return "\n".join(rows) + "\n"
 

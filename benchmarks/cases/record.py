@@ -43,6 +43,8 @@ class Record:
     """By quantity: ours over this side's."""
     goal: dict[str, float] = field(default_factory=dict)
     """By quantity: the largest ratio that meets the goal."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Further columns of this side, by their heads."""
     machine: str = ""
     """Its name in the file's list of machines."""
 
@@ -79,17 +81,22 @@ class Side:
         return None if len(self.seconds) < 2 else (max(self.seconds) - min(self.seconds)) / self.median
 
 
-def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int = 3, long: float = 10.0) -> dict[str, Side]:
-    """Run every side ``rounds`` times, in turn; one that takes over ``long`` seconds runs once."""
+def alternate(
+    sides: Mapping[str, Callable[[], Any]],
+    rounds: int = 3,
+    long: float = 10.0,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, Side]:
+    """Run every side ``rounds`` times, in turn; one that takes over ``long`` seconds of ``clock`` runs once."""
     found = {name: Side() for name in sides}
     for turn in range(rounds):
         for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
             side = found[name]
             if side.seconds and side.seconds[0] > long:
                 continue
-            start = time.process_time()
+            start = clock()
             side.result = sides[name]()
-            side.seconds.append(time.process_time() - start)
+            side.seconds.append(clock() - start)
     return found
 
 
