@@ -21,7 +21,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,9 @@ WIDTHS = {
     64: {OURS: 64, PLAIN: 64, "DCGAN, torchgan": 50, "SNGAN, mimicry": 224, "lightweight-gan": 16, "BMSG-GAN": 38},
     128: {OURS: 64, PLAIN: 64, "DCGAN, torchgan": 44, "SNGAN, mimicry": 208, "lightweight-gan": 16, "BMSG-GAN": 60},
 }
+FEW = 2  # pictures in the batches whose multiply-adds are counted
 IMAGES = 64  # that a side sees in a round, at least
+SLOW = "lightweight-gan"  # a round takes minutes: not in the quick form
 ROUNDS, LONG = 3, 20.0  # seconds of a round, after which a side runs no second one
 GOAL_EQUAL, GOAL_WORK = 0.5, 1.0
 _MIB = 2**20
@@ -73,13 +75,14 @@ def work(run: Callable[[], object]) -> int:
     return counted.multiplications
 
 
-def warm_up(training: Training) -> tuple[float, float]:
-    """The first two steps, of which the first has all that comes now and then; multiply-adds a real picture: forward, trained."""
+def count(name: str, side: int, device: torch.device) -> tuple[float, float]:
+    """Multiply-adds a real picture, forward and trained, of batches of ``FEW``; warms up what torch sets up once, too."""
+    training = SIDES[name](Noise(side, FEW), WIDTHS[side][name], device)
     dearest, usual = work(training.step), work(training.step)
     trained = (dearest + (training.period - 1) * usual) / training.period
     with torch.no_grad():
-        forward = work(lambda: training.critic(training.pictures(BATCH)))
-    return forward / BATCH, trained / (BATCH * training.batches)
+        forward = work(lambda: training.critic(training.pictures(FEW)))
+    return forward / FEW, trained / (FEW * training.batches)
 
 
 def steps(training: Training) -> int:
@@ -118,6 +121,12 @@ def peak(name: str, side: int, device: torch.device) -> float:
     return (resident("VmHWM") - held) / _MIB
 
 
+def in_fresh_process(name: str, side: int, device: torch.device) -> float:
+    """:func:`peak` there."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(peak, name, side, device).result()
+
+
 def check(name: str, training: Training, side: int, before: list[torch.Tensor]) -> None:
     """Both networks have learned something, and pictures are of the right size."""
     for network, old in zip((training.generator, training.critic), before):
@@ -133,17 +142,20 @@ def run(full: bool) -> Iterator[Record]:
     """Every resolution, smallest first."""
     keep_freed_memory()
     device = resolve_device("auto")
-    for side in WIDTHS if full else (32,):
-        yield from compare(side, device, ROUNDS if full else 2)
+    if full:
+        for side in WIDTHS:
+            yield from compare(side, device, tuple(SIDES), ROUNDS)
+    else:
+        yield from compare(32, device, tuple(name for name in SIDES if name != SLOW), 1)
 
 
-def compare(side: int, device: torch.device, rounds: int) -> Iterator[Record]:
-    """All sides that are installed, in alternation."""
+def compare(side: int, device: torch.device, names: Sequence[str], rounds: int) -> Iterator[Record]:
+    """All of ``names`` that are installed, in alternation."""
     source, trainings, missing = Noise(side, BATCH), dict[str, Training](), dict[str, str]()
     torch.manual_seed(0)  # the peers draw from the global state
-    for name, build in SIDES.items():
+    for name in names:
         try:
-            trainings[name] = build(source, WIDTHS[side][name], device)
+            trainings[name] = SIDES[name](source, WIDTHS[side][name], device)
         except ImportError as error:
             missing[name] = str(error)
             print(f"  {side} px, {name}: left out ({error})", flush=True)
@@ -151,27 +163,25 @@ def compare(side: int, device: torch.device, rounds: int) -> Iterator[Record]:
         name: [next(network.parameters()).detach().clone() for network in (each.generator, each.critic)]
         for name, each in trainings.items()
     }
-    counted = {name: warm_up(each) for name, each in trainings.items()}
+    counted = {name: count(name, side, device) for name in trainings}
     sides = tuple(shape[-1] for shape in source.shapes)
     counted[OURS] = counted[PLAIN][0], step_cost(sides, Stage("", 0, len(sides)), JointConfig())
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     found = alternate(
         {name: partial(go, each, device) for name, each in trainings.items()}, rounds=rounds, long=LONG, clock=clock
     )
-    seconds, memory = dict[str, float](), dict[str, float]()
-    for name, each in trainings.items():
-        check(name, each, side, before[name])
-        seconds[name] = 1000 * found[name].median / (steps(each) * each.batches * BATCH)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            memory[name] = fresh.submit(peak, name, side, device).result()
+    seconds = {
+        name: 1000 * found[name].median / (steps(each) * each.batches * BATCH) for name, each in trainings.items()
+    }
+    memory = {name: in_fresh_process(name, side, device) for name in trainings}
     setting = f"{side} px, {device.type}, {resolve_precision('auto', device)}"
     for name, each in trainings.items():
+        check(name, each, side, before[name])
         forward, trained = counted[name]
-        parameters = sum(p.numel() for network in (each.generator, each.critic) for p in network.parameters())
         figures = {
             "pictures/s": 1000 / seconds[name],
             "peak memory": memory[name],
-            "parameters, millions": parameters / 1e6,
+            "parameters, millions": sum(p.numel() for p in each.parameters()) / 1e6,
             "multiply-adds, forward": forward / 1e6,
             "multiply-adds, trained": trained / 1e6,
         }
@@ -180,11 +190,11 @@ def compare(side: int, device: torch.device, rounds: int) -> Iterator[Record]:
             "seconds a multiply-add": seconds[OURS] / counted[OURS][1] * trained / seconds[name],
             "memory": memory[OURS] / memory[name],
         }
-        goal = {PLAIN: {"seconds": GOAL_EQUAL}, OURS: {}}.get(name, {"seconds a multiply-add": GOAL_WORK})
+        goal = {"seconds": GOAL_EQUAL} if name == PLAIN else {"seconds a multiply-add": GOAL_WORK}
         timed = found[name]
         yield Record(
             "training", setting, name, each.version, 1000, None, seconds[name], timed.spread, len(timed.seconds),
-            {} if name == OURS else ratio, goal, figures=figures,
+            {} if name == OURS else ratio, {} if name == OURS else goal, figures=figures,
         )  # fmt: skip
     for name in missing:
         yield Record("training", setting, name, "not installed", 1000, None, None, None, 0)

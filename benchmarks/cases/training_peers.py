@@ -53,6 +53,10 @@ class Training:
     period: int = 1
     """Steps after which the work repeats; the first of a period has the most."""
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Of both networks."""
+        return [*self.generator.parameters(), *self.critic.parameters()]
+
     def pictures(self, n: int) -> Any:
         """``n`` generated ones: the finest, or those of all sizes, coarse first."""
         device = next(self.generator.parameters()).device
@@ -61,9 +65,9 @@ class Training:
 
 def shell(package: str) -> None:
     """Make submodules of ``package`` importable without running the package's own ``__init__``."""
-    spec = importlib.util.find_spec(package) if package not in sys.modules else None
     if package in sys.modules:
         return
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError(f"{package} is not installed")
     module = types.ModuleType(package)
