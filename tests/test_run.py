@@ -17,9 +17,17 @@ def test_a_run_is_reopened_with_the_same_settings_and_refused_with_others(tmp_pa
     Run.create(tmp_path / "r", {"width": 8, "budget": "1m"}, frozenset({"budget"})).close()
     again = Run.create(tmp_path / "r", {"width": 8, "budget": "2m"}, frozenset({"budget"}))
     assert json.loads((tmp_path / "r" / "config.json").read_text())["budget"] == "2m"
+    again.log("train", step=1)
     again.close()
     with pytest.raises(UserError, match=r"--width: .* was made with 8, not 16"):
         Run.create(tmp_path / "r", {"width": 16, "budget": "2m"}, frozenset({"budget"}))
+
+
+def test_a_run_that_never_began_may_be_made_with_other_settings(tmp_path: Path) -> None:
+    Run.create(tmp_path / "r", {"channels": "24,500"}).close()
+    again = Run.create(tmp_path / "r", {"channels": "24,24"})
+    again.close()
+    assert Run.read(tmp_path / "r").config["channels"] == "24,24"
 
 
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Batches of 16 random pictures that are there in memory: data cost nothing, and no side augments them. Seconds are those of 1,000
 real pictures (of the processor; on a GPU, of the clock), over whole periods of a side's update: gradient penalties made now and
-then have their share, and SNGAN's five critic batches to one of the generator's count as five.
+then have their share, and SNGAN's five critic batches to one of the generator's count as five. lightweight-gan's batches are of 4.
 
 Widths are chosen so that the multiply-adds of one picture, forward through generator and critic, come nearest to ours (in
 millions: *multiply-adds, forward*). lightweight-gan's second critic, of 32 px with attention, and its decoder to 128 px cost a
@@ -82,13 +82,13 @@ def count(name: str, side: int, device: torch.device) -> tuple[float, float]:
     trained = (dearest + (training.period - 1) * usual) / training.period
     with torch.no_grad():
         forward = work(lambda: training.critic(training.pictures(FEW)))
-    return forward / FEW, trained / (FEW * training.batches)
+    return forward / FEW, trained / training.seen
 
 
 def steps(training: Training) -> int:
-    """Of a round: whole periods, of at least ``IMAGES`` pictures."""
-    seen = BATCH * training.batches * training.period
-    return training.period * -(-IMAGES // seen)
+    """Of a round: whole periods, of at least ``IMAGES`` pictures, or fewer where batches are small because a step is dear."""
+    seen = training.seen * training.period
+    return training.period * -(-(BATCH if training.seen < BATCH else IMAGES) // seen)
 
 
 def go(training: Training, device: torch.device) -> None:
@@ -170,9 +170,7 @@ def compare(side: int, device: torch.device, names: Sequence[str], rounds: int) 
     found = alternate(
         {name: partial(go, each, device) for name, each in trainings.items()}, rounds=rounds, long=LONG, clock=clock
     )
-    seconds = {
-        name: 1000 * found[name].median / (steps(each) * each.batches * BATCH) for name, each in trainings.items()
-    }
+    seconds = {name: 1000 * found[name].median / (steps(each) * each.seen) for name, each in trainings.items()}
     memory = {name: in_fresh_process(name, side, device) for name in trainings}
     setting = f"{side} px, {device.type}, {resolve_precision('auto', device)}"
     for name, each in trainings.items():

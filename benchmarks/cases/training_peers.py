@@ -7,7 +7,8 @@ Every peer has its own networks, loss, optimizers and training step, float32, ch
   loss, five batches for the critic to one of the generator's; Adam(2e-4, (0, 0.9));
 * lightweight-gan: its networks, optimizers and losses. Its trainer needs CUDA and a folder of files, so the step is re-declared
   from ``Trainer.train``: hinge loss of two logits, reconstruction, gradient penalty every fourth step; attention at 32 px and a
-  single logit, which are its command line's defaults; no augmentation (none of the sides has any), no accumulation of gradients;
+  single logit, which are its command line's defaults; no augmentation (none of the sides has any); its trainer's batch of 4, as
+  its attention holds gigabytes for 16;
 * BMSG-GAN: :mod:`cases.bmsg_gan`.
 
 Of the packages, only what a training step uses is imported: not torchvision, tensorflow and others, which they list.
@@ -48,8 +49,8 @@ class Training:
     critic: nn.Module
     latent: int
     step: Callable[[], object]
-    batches: int = 1
-    """Of real pictures in a step."""
+    seen: int
+    """Real pictures in a step."""
     period: int = 1
     """Steps after which the work repeats; the first of a period has the most."""
 
@@ -93,7 +94,13 @@ def _config(source: Noise, width: int, precision: str) -> JointConfig:
 def _learner(learner: JointLearner, version: str) -> Training:
     config = learner.config
     return Training(
-        version, learner.generator, learner.critic, config.latent, learner.advance, period=config.penalty_interval
+        version,
+        learner.generator,
+        learner.critic,
+        config.latent,
+        learner.advance,
+        config.batch,
+        config.penalty_interval,
     )
 
 
@@ -111,7 +118,7 @@ def torchgan(source: Noise, width: int, device: torch.device) -> Training:
         loss_d.train_ops(generator, critic, optimizer_d, real, device)
         loss_g.train_ops(generator, critic, optimizer_g, device, len(real))
 
-    return Training(importlib.metadata.version("torchgan"), generator, critic, generator.encoding_dims, step)
+    return Training(importlib.metadata.version("torchgan"), generator, critic, generator.encoding_dims, step, len(real))
 
 
 def mimicry(source: Noise, width: int, device: torch.device) -> Training:
@@ -133,13 +140,15 @@ def mimicry(source: Noise, width: int, device: torch.device) -> Training:
             seen = critic.train_step(batch, generator, optimizer_d, seen, device)
         generator.train_step(batch, critic, optimizer_g, seen, device)
 
-    return Training(importlib.metadata.version("torch-mimicry"), generator, critic, generator.nz, step, critics)
+    return Training(
+        importlib.metadata.version("torch-mimicry"), generator, critic, generator.nz, step, critics * len(real)
+    )
 
 
 def lightweight(source: Noise, width: int, device: torch.device) -> Training:
     """``width``: its ``fmap_max`` and ``latent_dim``."""
     shell("lightweight_gan")
-    package, real = _lightweight_gan(), source.pyramid[-1].to(device)
+    package, real = _lightweight_gan(), source.pyramid[-1][:4].to(device)
 
     class Built(package.LightweightGAN):  # type: ignore[misc, name-defined]
         def cuda(self, device: object = None) -> Built:
@@ -175,7 +184,8 @@ def lightweight(source: Noise, width: int, device: torch.device) -> Training:
         gan.G_opt.step()
         loss.item()
 
-    return Training(importlib.metadata.version("lightweight-gan"), gan.G, _First(gan.D), width, step, period=interval)
+    version = importlib.metadata.version("lightweight-gan")
+    return Training(version, gan.G, _First(gan.D), width, step, len(real), interval)
 
 
 class _First(nn.Module):
@@ -212,7 +222,7 @@ def bmsg(source: Noise, width: int, device: torch.device) -> Training:
     """``width``: its latent's size, and of the coarser layers."""
     real = source.pyramid[-1].to(device)
     trainer = bmsg_gan.Trainer(real.shape[-1], width, device)
-    return Training("re-declared", trainer.generator, trainer.critic, width, lambda: trainer.step(real))
+    return Training("re-declared", trainer.generator, trainer.critic, width, lambda: trainer.step(real), len(real))
 
 
 SIDES: dict[str, Callable[[Noise, int, torch.device], Training]] = {

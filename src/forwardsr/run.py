@@ -104,9 +104,12 @@ class Run:
     def check(cls, path: Path, config: Mapping[str, Any], free: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Whether :meth:`create` would do, before anything long is begun; returns the settings of the run there, if any.
 
-        Settings that ``config`` leaves out or has as ``None`` are not compared. Raises :class:`UserError` as ``create`` does.
+        Settings that ``config`` leaves out or has as ``None`` are not compared, and none where the run there ended before it had
+        begun, refused for its settings. Raises :class:`UserError` as ``create`` does.
         """
         if (path / "config.json").exists():
+            if not any((path / name).exists() for name in ("log.jsonl", "checkpoint.pt")):
+                return {}
             made = cls.read(path).config
             for key in sorted(config.keys() - free - {"command"}):
                 old, new = made.get(key), config[key]
