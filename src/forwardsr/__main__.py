@@ -1,8 +1,5 @@
-"""``python -m forwardsr``, alone or under ``torchrun``."""
+"""``python -m forwardsr``: the console script, for ``torchrun`` among others."""
 
-import sys
+from forwardsr.cli import entry
 
-from forwardsr.cli import main
-from forwardsr.parallel import run
-
-sys.exit(run(main))
+entry()

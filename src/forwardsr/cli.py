@@ -19,8 +19,10 @@ from tyro.conf import Positional, subcommand
 
 from forwardsr import __version__
 from forwardsr.errors import UserError
+from forwardsr.learn.memory import keep_freed_memory
 from forwardsr.learning import LearnConfig, fit
 from forwardsr.model.plant import PlantConfig, plant
+from forwardsr.parallel import run
 from forwardsr.study.plan import ReproduceConfig
 
 
@@ -243,5 +245,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script and ``python -m forwardsr``, alone or under ``torchrun``: the process is the command's own."""
+    keep_freed_memory()
+    sys.exit(run(main))
