@@ -72,10 +72,10 @@ def test_columns_need_not_be_orthonormal() -> None:
     assert error(found.W, mixing) < 2e-6
 
 
-def test_noise_is_estimated_and_the_error_is_near_its_bound() -> None:
+@pytest.mark.parametrize("n", [20_000, 200_000])  # the latter begins with the subspace and the columns of a few of them
+def test_noise_is_estimated_and_the_error_is_near_its_bound(n: int) -> None:
     target = plant(SMALL)
     source = PlantedSource(target, noise=0.1)
-    n = 20_000
     found = learn_features(Stream(source, 0), 0, 6, n, rng(), 1)
     sigma = 0.1 * source.rms[0]
     assert float(found.noise.mean()) == pytest.approx(sigma, rel=0.02)

@@ -14,6 +14,10 @@ the error is near sigma sqrt(m / n E[s_q^2]), the Cramér-Rao bound; averaging o
 percent) loses a factor of three. The rows need no orthonormality of W; where the result is orthonormal within its error, the nearest
 orthonormal matrix halves the variance once more.
 
+The equations are solved in coordinates :math:`y = B^T x` of the signal subspace. With noise and many samples B is first that of a
+few; then :math:`B' = (\sum x y^T)(\sum y y^T)^{-1}`, one power step, spans that of all, and since :math:`B^T B' = I` the y stay
+its coordinates: :math:`W = B' C` from columns C. What the step leaves of a direction's variance is (sigma^2 / lambda_m)^2 n / few.
+
 A mixture of two channels is never a solution that passes :func:`audit`: a channel's coordinate is non-negative and often zero.
 """
 
@@ -25,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from forwardsr.errors import UserError
 from forwardsr.learn.hyperplanes import hyperplane_start
@@ -125,8 +130,8 @@ def learn_features(stream: Stream, level: int, m: int, n: int, generator: torch.
             if not bool(bad[j].any()):
                 break
     columns = _orthonormal_where_consistent(y, columns, noise)
-    W, warm = basis @ columns.float(), basis @ start
-    return Features(W / W.norm(dim=1, keepdim=True), noise, rms, warm, bad, n)
+    W, warm = (F.normalize(basis @ x, dim=1) for x in (columns.float(), start))
+    return Features(W, noise, rms, warm, bad, n)
 
 
 def _check_sizes(stream: Stream, level: int, m: int, n: int) -> None:
