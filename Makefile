@@ -27,6 +27,7 @@ test: check
 
 $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps torch-mimicry==0.1.16  # its own dependencies include tensorflow
 	touch $@
 
 # Against peers and limits: makes docs/benchmarks.md. In full, under an hour on two idle cores; the quick one, minutes.
