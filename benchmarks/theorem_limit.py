@@ -36,7 +36,9 @@ CHUNK = 2000  # samples whose p x p covariances are held at once
 FLOOR = 1e-4  # added to the truth's correlations, whose least eigenvalues are smaller than float32 resolves
 
 
-def limit(targets: tuple[int, ...] = (0, 4), samples: int = 1_000_000, scored: int = 60_000, draws: int = 3) -> list[Line]:
+def limit(
+    targets: tuple[int, ...] = (0, 4), samples: int = 1_000_000, scored: int = 60_000, draws: int = 3
+) -> list[Line]:
     """A line a target: median and 95th percentile (mean over ``draws``) of an efficient estimator at ``samples``."""
     lines = []
     for seed in targets:
@@ -153,7 +155,7 @@ def posterior(
 
 
 def _estimate(information: Tensor, target: PatchGenerator, samples: int, draw: int) -> Tensor:
-    """Unit rows of V_1 that an efficient estimator finds from ``samples``: the likelihood's quadratic about the truth, at a drawn score."""
+    """Unit rows of V_1 that an efficient estimator finds: the likelihood's quadratic about the truth, at a drawn score."""
     p = target.V[0].shape[0] * target.V[0].shape[1]
     _, root = whitening(_law(target)[0])
     i, j = np.triu_indices(p)

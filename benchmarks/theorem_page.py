@@ -32,6 +32,18 @@ def _seeds(lines: list[Line]) -> str:
     return _markdown(["", "cpu s", "GB", *ERRORS, "above its goal"], rows)
 
 
+def _limit(lines: list[Line]) -> str:
+    """What the learner reached on the same targets, beside it."""
+    reached = {line["what"]: line for line in json.loads((RESULTS / "theorem-seeds.json").read_text())["lines"]}
+    rows = [
+        [line["what"], reached[line["what"]]["median %"], line["median %"], reached[line["what"]]["95th %"], line["95th %"],
+         f"{line['95th % least']:.3g} to {line['95th % largest']:.3g}", line["slope"]]
+        for line in lines
+    ]  # fmt: skip
+    head = ["", "median %: reached", "limit", "95th %: reached", "limit", "its draws", "slope"]
+    return _markdown(head, rows)
+
+
 def _trials(lines: list[Line]) -> str:
     return _markdown(
         ["", "samples", "cpu s", "GB", *ERRORS],
@@ -84,6 +96,7 @@ def _tiers(lines: list[Line]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
     "seeds": ("theorem-seeds", _seeds),
+    "limit": ("theorem-limit", _limit),
     "noise": ("theorem-noise", _trials),
     "largest": ("theorem-largest", _trials),
     "assumptions": ("theorem-assumptions", _assumptions),

@@ -241,7 +241,8 @@ def validate(config: LearnConfig) -> None:
     try:
         pyramid_sides(config.resolution, config.base)
     except ValueError as error:
-        raise UserError(f"--resolution {config.resolution}: {error}; say 16, 32, 64, 128 or 256") from None
+        remedy = "say 16, 32, 64, 128 or 256, or --base 12 for 24, 48 or 96"
+        raise UserError(f"--resolution {config.resolution}: {error}; {remedy}") from None
     for name in ("width", "latent", "batch", "penalty_interval", "report_images"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
