@@ -59,7 +59,7 @@ SCALES = {
             target=PlantConfig(patches=(4, 16), channels=(12,)), theorem_samples=100_000,
         ),
         Scale(
-            "cpu", Size(64, 60_000), Size(32, 40_000), seeds=3, width=64, batch=16, samples=None, precision="float32",
+            "cpu", Size(64, 60_000), Size(32, 40_000), seeds=3, width=64, batch=16, samples=None, precision="auto",
             target=PlantConfig(), theorem_samples=1_000_000,
         ),
         Scale(
