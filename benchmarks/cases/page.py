@@ -96,7 +96,7 @@ def number(x: float | None) -> str:
 def count(n: int) -> str:
     """1e5 where it is a power of ten."""
     digits = f"{n:.0e}".replace("e+0", "e")
-    return digits if float(digits) == n else f"{n:,}"
+    return digits if n >= 1000 and float(digits) == n else f"{n:,}"
 
 
 def title(case: str) -> str:

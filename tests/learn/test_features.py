@@ -9,7 +9,8 @@ from torch import Tensor
 from forwardsr.data.planted import PlantedSource
 from forwardsr.data.pyramid import Pyramid
 from forwardsr.errors import UserError
-from forwardsr.learn.features import audit, learn_features, refine
+from forwardsr.learn import efficient
+from forwardsr.learn.features import FEW, audit, learn_features, refine
 from forwardsr.learn.hyperplanes import hyperplane_start
 from forwardsr.learn.stream import Stream
 from forwardsr.measure.certificate import match
@@ -144,3 +145,22 @@ def test_bad_input_is_named(make: object, m: int, n: int, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         learn_features(Stream(Fixed(make, ((1, 6),)), 0), 0, m, n, rng(), 1)
     assert "\n" not in str(caught.value)
+
+
+def test_patches_learned_in_groups_are_those_learned_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = plant(PlantConfig(patches=(2, 8), channels=(6,), d=12, p=(0.1, 0.15)))
+    stream = Stream(PlantedSource(target), 0)
+    whole, _, _ = efficient.feature_stage(stream, 1, 6, 20_000, 0, 1)
+    monkeypatch.setattr(efficient, "HELD", 3 * FEW * 12)
+    parts, metrics, notes = efficient.feature_stage(stream, 1, 6, 20_000, 0, 1)
+    assert metrics["bad"] == 0
+    assert notes == []
+    torch.testing.assert_close(parts["W2"], whole["W2"], atol=2e-6, rtol=0)
+
+
+def test_a_dead_patch_is_named_by_its_number_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = plant(PlantConfig(patches=(2, 8), channels=(6,), d=12, p=(0.1, 0.15)))
+    target.W[1][5] = 0
+    monkeypatch.setattr(efficient, "HELD", 3 * FEW * 12)
+    with pytest.raises(UserError, match="patch 5 shows 0 directions"):
+        efficient.feature_stage(Stream(PlantedSource(target), 0), 1, 6, 20_000, 0, 1)

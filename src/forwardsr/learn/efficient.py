@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forwardsr.errors import UserError
-from forwardsr.learn.features import Features, learn_features
+from forwardsr.learn.features import FEW, Features, learn_features
 from forwardsr.learn.gram import near_correlation, with_columns
 from forwardsr.learn.latent_law import fit_neuron, fit_pairs, match_moments, neuron_errors
 from forwardsr.learn.regression import Regression, regress
@@ -42,6 +42,7 @@ from forwardsr.parallel import PeerLost
 
 SE_LIMIT = 0.05  # a correlation known less well than this is named: it is of no use to draw from
 OFF_MODEL = 0.05  # relative error of the third moment of active values beyond which a neuron is no censored Gaussian
+HELD = 2**27  # numbers of a level's samples that are looked at together: half a gigabyte
 _LEAST = 30  # active samples a neuron's law needs
 
 Found = TypeVar("Found")
@@ -72,22 +73,32 @@ def _divided(stream: Stream, patches: int, work: Callable[[slice], Found]) -> Fo
     answers = world.gather((found, failed))
     if any(failed for _, failed in answers):
         return work(every)
-    parts = [part for part, _ in answers if part is not None]
-    columns = [[getattr(part, field.name) for part in parts] for field in fields(parts[0])]
+    return _joined([part for part, _ in answers if part is not None])
+
+
+def _joined(parts: Sequence[Found]) -> Found:
+    """Of dataclasses, each of its patches: that of all."""
+    columns = [[getattr(part, field.name) for part in parts] for field in fields(parts[0])]  # type: ignore[arg-type]
     return type(parts[0])(*(torch.cat(x) if isinstance(x[0], Tensor) else max(x) for x in columns))
+
+
+def _grouped(part: slice, most: int, work: Callable[[slice], Found]) -> Found:
+    """``work(part)``, ``most`` patches at a time: the samples of all would not fit."""
+    starts = range(part.start, part.stop, max(1, most))
+    return _joined([work(slice(start, min(start + starts.step, part.stop))) for start in starts])
 
 
 def feature_stage(
     stream: Stream, level: int, m: int, n: int, seed: int, salt: int
 ) -> tuple[dict[str, Tensor], dict[str, float], list[str]]:
     """W of a level (0-based): new state, metrics, notes."""
-    k, l = stream.sizes[level][0], level + 1
+    (k, d), l = stream.sizes[level], level + 1
 
     def work(part: slice) -> Features:
         own = stream if part == slice(0, k) else PatchesOf(stream, level, part)
         return learn_features(own, level, m, n, torch.Generator().manual_seed(seed), salt)
 
-    found = _divided(stream, k, work)
+    found = _divided(stream, k, lambda part: _grouped(part, HELD // (FEW * d), work))
     notes = []
     if bool(found.bad.any()):
         notes.append(f"level {l}: no feature was found for (patch, channel) {names(found.bad)}")
@@ -271,7 +282,7 @@ def super_resolution_stage(
         inputs = s[wires.reshape(-1)].view(len(wires), graph.shape[1], n, width).transpose(1, 2).reshape(-1, n, q)
         return regress(inputs, y, here.threshold[part], below.decoded_noise[wires.reshape(-1)].view(-1, q))
 
-    fit = _divided(stream, k, work)
+    fit = _divided(stream, k, lambda part: _grouped(part, HELD // (n * m), work))
     V = fit.V.view(k, m, graph.shape[1], width).transpose(1, 2)
     bound = 0.05 + 3 * here.decoded_noise / here.rms[:, None]
     off = (fit.residual > bound) | (fit.disagreement > 0.05)

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from forwardsr.errors import UserError
 from forwardsr.learn.hyperplanes import hyperplane_start
-from forwardsr.learn.stream import Stream
+from forwardsr.learn.stream import PatchesOf, Stream
 from forwardsr.learn.warm_start import cumulant_warm_start
 
 _START = 0.25  # the first slab's half width after a cumulant start, whose columns are off by 0.025
@@ -48,7 +48,7 @@ _SETTLED = 0.05  # a step below this share of its own standard error is the last
 _EXACT = 1e-5  # noise below this share of the patch r.m.s. is rounding
 _REPAIRS = 4  # hyperplane starts a patch, each from what the one before found
 _APART = 0.02  # share of a channel's active samples in which any other is silent, at least
-_FEW = 10_000  # samples that suffice without noise: the equations are then exact
+FEW = 10_000  # samples that suffice without noise: the equations are then exact
 _OUTLINE = 2**15  # samples that a first subspace, first columns and the audit take where noise asks for more
 _WORKING_SET = 2**19  # coordinates that a step works on at once, so that they stay in cache
 _WARM = 5_000  # samples for the warm start: an error of 0.025 a column, a tenth of what refinement needs
@@ -94,7 +94,7 @@ def learn_features(stream: Stream, level: int, m: int, n: int, generator: torch.
     n = stream.available(n)
     _check_sizes(stream, level, m, n)
     basis, rms, exact = _subspace(stream, level, m, n, salt)
-    n = min(n, max(_FEW, 100 * m)) if exact else n
+    n = min(n, max(FEW, 100 * m)) if exact else n
     y = torch.empty(k, m, n)
     outside, judged, seen = torch.zeros(k, dtype=torch.float64), 0, 0
     second, cross = torch.zeros(k, m, m, dtype=torch.float64), torch.zeros(k, d, m, dtype=torch.float64)
@@ -181,13 +181,14 @@ def _subspace(stream: Stream, level: int, m: int, n: int, salt: int) -> tuple[Te
 
 def _check_channels(stream: Stream, level: int, m: int, values: Tensor, seen: int) -> None:
     name, d = stream.source.name, values.shape[1]
-    if not bool(values[:, -1].max() > 0):
+    if not bool(values[:, -1].max() > 0) and not isinstance(stream, PatchesOf):
         raise UserError(f"{name}: level {level + 1} is zero in all of {seen} samples; there is nothing to learn")
     rank = (values[:, d - m :] > 1e-10 * values[:, -1:]).sum(1)
     if bool((rank < m).any()):
-        patch = int((rank < m).nonzero()[0, 0])
+        short = int((rank < m).nonzero()[0, 0])
+        patch = stream.first + short
         raise UserError(
-            f"{name}: level {level + 1}, patch {patch} shows {int(rank[patch])} directions in {seen} samples, not {m} channels; "
+            f"{name}: level {level + 1}, patch {patch} shows {int(rank[short])} directions in {seen} samples, not {m} channels; "
             f"the others are dead: ask for fewer channels"
         )
 

@@ -33,6 +33,8 @@ class Stream:
     ``patch``: the side of a patch, for sources in image form.
     """
 
+    first = 0  # the number, in the source, of the first patch of a level that is restricted
+
     def __init__(self, source: Source, seed: int, patch: int = 6) -> None:
         self.source, self.seed, self.patch, self.world = source, seed, patch, current()
         first = source.shapes[0]
@@ -87,7 +89,7 @@ class PatchesOf(Stream):
 
     def __init__(self, stream: Stream, level: int, part: slice) -> None:
         self.source, self.seed, self.patch, self.world = stream.source, stream.seed, stream.patch, stream.world
-        self._stream, self._level, self._part = stream, level, part
+        self._stream, self._level, self._part, self.first = stream, level, part, stream.first + (part.start or 0)
         k, d = stream.sizes[level]
         self.sizes = [(len(range(k)[part]), d) if l == level else size for l, size in enumerate(stream.sizes)]
 
