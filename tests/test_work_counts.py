@@ -115,7 +115,7 @@ def test_photographs_fit() -> None:
     # Both levels for the sample that innovations are learned from and for the regression; the coarsest once for its law.
     assert source.read <= Counter({2: 2 * 600, 1: 600})
     assert found.calls <= SLACK * 26_832
-    assert found.multiplications <= SLACK * 4_726_833_273
+    assert found.multiplications <= SLACK * 6_259_669_113  # a quarter of them for the loudness of level 1
 
 
 def test_joint_step() -> None:

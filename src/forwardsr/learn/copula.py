@@ -26,7 +26,7 @@ less.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -37,8 +37,7 @@ from forwardsr.learn.warm_start import CumulantSettings, cumulant_warm_start
 KNOTS = (0.0, 1.0, 2.0)
 FACTORS = 2  # of loudness
 CALIBRATIONS = 2
-DRAWN = 8192  # samples that correlations are calibrated on
-QUASI = 4096  # draws that marginals are fitted to
+DRAWN = 4096  # samples that marginals are fitted to and correlations calibrated on
 TURNS = 4  # of ranks and slopes
 WARM_SAMPLES = 6000  # the warm start takes third moments, linear in these
 SETTINGS = CumulantSettings(
@@ -102,12 +101,13 @@ def learn_first_level(x: Float[Tensor, "n k d"], generator: torch.Generator) -> 
     signed, loadings = wanted, _loadings(g)
     shared = loadings @ loadings.T
     for _ in range(CALIBRATIONS):
-        drawn = _values(_marginals(ranked, loadings.norm(dim=1)), *_latents(_root(signed), loadings, generator))
+        fit, _ = _marginals(ranked, loadings.norm(dim=1))
+        drawn = _values(fit, *_latents(_root(signed), loadings, generator))
         scores = torch.empty_like(drawn)
         scores.scatter_(0, drawn.argsort(0), normal_scores(DRAWN)[:, None].expand_as(drawn))
         signed = _correlation(signed * _ratio(wanted, torch.corrcoef(scores.T)))
         loadings = loadings * _ratio(shared, _loudness(scores)) ** 0.5
-    fit, root = _marginals(ranked, loadings.norm(dim=1)), _root(signed)
+    (fit, sizes), root = _marginals(ranked, loadings.norm(dim=1)), _root(signed)
     knots, units = torch.tensor(KNOTS), 2 * len(KNOTS)
     signs = torch.cat([torch.ones(len(KNOTS)), -torch.ones(len(KNOTS))])
     # Neurons of a patch: feature by feature, the knots of +g and then those of -g.
@@ -115,10 +115,17 @@ def learn_first_level(x: Float[Tensor, "n k d"], generator: torch.Generator) -> 
     V = torch.cat([turned, loadings[:, None, :].expand(-1, units, -1)], 2).reshape(k, d * units, -1)
     slopes = fit[:, 1:].reshape(k, d, units)
     W = (basis[:, :, :, None] * slopes[:, None]).reshape(k, d, d * units)
-    start = FirstLevel(
-        W, V, torch.cat([knots, knots]).repeat(k, d), mean + (basis @ fit[:, 0].view(k, d, 1))[:, :, 0], basis, basis
+    rises = torch.zeros(k, d, units, d)
+    index = torch.arange(d)
+    rises[:, index, :, index] = sizes.view(k, d, units).transpose(0, 1)
+    return FirstLevel(
+        W,
+        V,
+        torch.cat([knots, knots]).repeat(k, d),
+        mean + (basis @ fit[:, 0].view(k, d, 1))[:, :, 0],
+        basis,
+        rises.view(k, d * units, d),
     )
-    return replace(start, contrast=contrasts(start, generator))
 
 
 def _loudness(g: Float[Tensor, "n p"]) -> Float[Tensor, "p p"]:
@@ -156,43 +163,37 @@ def _latents(root: Tensor, loadings: Tensor, generator: torch.Generator) -> tupl
     return z, torch.randn(DRAWN, loadings.shape[1], generator=generator) @ loadings.T
 
 
-def _marginals(ranked: Float[Tensor, "n p"], size: Float[Tensor, " p"]) -> Float[Tensor, "p 7"]:
-    """alpha and the six slopes of every feature: the law nearest to its sorted values in Wasserstein's distance.
+def _marginals(
+    ranked: Float[Tensor, "n p"], size: Float[Tensor, " p"]
+) -> tuple[Float[Tensor, "p 7"], Float[Tensor, "p 6"]]:
+    """alpha and the six slopes of every feature: the law nearest to its sorted values in Wasserstein's distance; and the slopes
+    with which the neurons come nearest to the size of a - alpha.
 
     ``size``: the deviation of h. By turns, quasi-random draws take the data's quantiles of their own ranks, and the slopes are
     fitted to these.
     """
     n, p = ranked.shape
-    u = torch.quasirandom.SobolEngine(2, scramble=True, seed=1).draw(QUASI, dtype=torch.float64)
+    u = torch.quasirandom.SobolEngine(2, scramble=True, seed=1).draw(DRAWN, dtype=torch.float64)
     z = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).float()
-    wanted = ranked[((torch.arange(QUASI) + 0.5) / QUASI * n).long()].T.contiguous()
-    fit = torch.zeros(p, 7)
+    wanted = ranked[((torch.arange(DRAWN) + 0.5) / DRAWN * n).long()].T.contiguous()
+    fit, sizes = torch.zeros(p, 7), torch.zeros(p, 6)
     for start in range(0, p, 64):
         part = slice(start, start + 64)
         own = _neurons(z[:, :1], z[:, 1:] * size[part])
         design = torch.cat([torch.ones(*own.shape[:2], 1), own], 2).transpose(0, 1)
-        gram = (design.mT @ design / QUASI).double() + 1e-6 * torch.eye(7, dtype=torch.float64)
+        gram = (design.mT @ design / DRAWN).double() + 1e-6 * torch.eye(7, dtype=torch.float64)
         value = z[:, 0].expand(len(own[0]), -1)
         for _ in range(TURNS):
-            matched = torch.empty(len(value), QUASI).scatter_(1, value.argsort(1), wanted[part])
-            fit[part] = torch.linalg.solve(gram, (design.mT @ matched[..., None] / QUASI).double())[..., 0].float()
+            matched = torch.empty(len(value), DRAWN).scatter_(1, value.argsort(1), wanted[part])
+            fit[part] = torch.linalg.solve(gram, (design.mT @ matched[..., None] / DRAWN).double())[..., 0].float()
             value = (design @ fit[part][..., None])[..., 0]
-    return fit
+        moment = design[:, :, 1:].mT @ (value - fit[part, :1]).abs()[..., None] / DRAWN
+        sizes[part] = torch.linalg.solve(gram[:, 1:, 1:], moment.double())[..., 0].float()
+    return fit, sizes
 
 
 def _values(fit: Tensor, z: Tensor, w: Tensor) -> Tensor:
     return torch.cat([fit[:, 0] + (_neurons(a, b) * fit[:, 1:]).sum(2) for a, b in zip(z.split(512), w.split(512))])
-
-
-def contrasts(level: FirstLevel, generator: torch.Generator) -> Float[Tensor, "k m r"]:
-    """The linear map of the hidden layer nearest to the sizes of the features' values, on drawn samples."""
-    k, m, m_0 = level.V.shape
-    z = torch.randn(DRAWN, m_0, generator=generator)
-    s = (z @ level.V.reshape(k * m, m_0).T - level.b.reshape(-1)).relu().view(-1, k, m).transpose(0, 1)
-    size = (s @ level.W.mT @ level.basis).abs()
-    gram = s.mT @ s / DRAWN
-    ridge = 1e-3 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(m)
-    return torch.linalg.solve(gram + ridge, s.mT @ size / DRAWN)
 
 
 def _neurons(g: Tensor, w: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from forwardsr.data.pyramid import Pyramid, fold
 from forwardsr.learn.adversarial import LOSSES, average, gradient_penalty
-from forwardsr.learn.copula import FirstLevel, contrasts, learn_first_level
+from forwardsr.learn.copula import FirstLevel, learn_first_level
 from forwardsr.model.critic import Critic
 
 IMAGES = 60_000  # seen: less than a minute at 8 px
@@ -29,6 +29,7 @@ BATCH = 64
 RATE_G, RATE_D = 2e-4, 2e-4  # the generator starts near its goal: five times below the joint learner's
 GAMMA, PENALTY_INTERVAL = 1.0, 8
 HALF_LIFE = 10_000.0  # of the average, in images
+SAMPLES = 4096  # that the contrasts are fitted to
 
 
 def learn_first_level_adversarially(
@@ -67,7 +68,7 @@ def learn_first_level_adversarially(
         average(kept, [t.detach() for t in weights], 0.5 ** (BATCH / min(HALF_LIFE, 0.05 * BATCH * (step + 1))))
     W, V, b, mean = kept
     found = replace(start, W=W, V=V, b=b, mean=mean)
-    return replace(found, contrast=contrasts(found, generator))
+    return replace(found, contrast=_contrast(found, generator))
 
 
 def _render(W: Tensor, V: Tensor, b: Tensor, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,3 +76,14 @@ def _render(W: Tensor, V: Tensor, b: Tensor, mean: Tensor, z: Tensor) -> tuple[T
     k, m, m_0 = V.shape
     s = (z @ V.reshape(k * m, m_0).T - b.reshape(-1)).relu().view(-1, k, m)
     return s, (s.transpose(0, 1) @ W.mT).transpose(0, 1) + mean
+
+
+@torch.no_grad()
+def _contrast(found: FirstLevel, generator: torch.Generator) -> Tensor:
+    """``(k, m, r)``: the linear map of the hidden layer nearest to |values of the features| on drawn samples."""
+    z = torch.randn(SAMPLES, found.V.shape[2], generator=generator)
+    s, x = _render(found.W, found.V, found.b, found.mean, z)
+    s, size = s.transpose(0, 1), ((x - found.mean).transpose(0, 1) @ found.basis).abs()
+    gram = s.mT @ s / SAMPLES
+    ridge = 1e-3 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram.shape[1])
+    return torch.linalg.solve(gram + ridge, s.mT @ size / SAMPLES)
