@@ -155,6 +155,7 @@ def test_patches_learned_in_groups_are_those_learned_at_once(monkeypatch: pytest
     parts, metrics, notes = efficient.feature_stage(stream, 1, 6, 20_000, 0, 1)
     assert metrics["bad"] == 0
     assert notes == []
+    assert whole["W2"].shape == target.W[1].shape
     torch.testing.assert_close(parts["W2"], whole["W2"], atol=2e-6, rtol=0)
 
 
