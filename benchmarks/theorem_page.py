@@ -37,10 +37,10 @@ def _limit(lines: list[Line]) -> str:
     reached = {line["what"]: line for line in json.loads((RESULTS / "theorem-seeds.json").read_text())["lines"]}
     rows = [
         [line["what"], reached[line["what"]]["median %"], line["median %"], reached[line["what"]]["95th %"], line["95th %"],
-         f"{line['95th % least']:.3g} to {line['95th % largest']:.3g}", line["slope"]]
+         f"{line['95th % least']:.3g} to {line['95th % largest']:.3g}", line["slope"], line["bias"]]
         for line in lines
     ]  # fmt: skip
-    head = ["", "median %: reached", "limit", "95th %: reached", "limit", "its draws", "slope"]
+    head = ["", "median %: reached", "limit", "95th %: reached", "limit", "its draws", "slope", "mean score"]
     return _markdown(head, rows)
 
 
