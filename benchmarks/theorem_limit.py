@@ -19,6 +19,7 @@ finds it (unit rows, the same barrier), and the generator with this first layer 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ FLOOR = 1e-4  # added to the truth's correlations, whose least eigenvalues are s
 
 
 def limit(
-    targets: tuple[int, ...] = (0, 4), samples: int = 1_000_000, scored: int = 60_000, draws: int = 3
+    targets: Sequence[int] = range(10), samples: int = 1_000_000, scored: int = 60_000, draws: int = 3
 ) -> list[Line]:
     """A line a target: median and 95th percentile (mean over ``draws``) of an efficient estimator at ``samples``."""
     lines = []
