@@ -9,16 +9,16 @@ For M < 0 that is sparse, :math:`\mathrm{sign}(g)(|g| - |M|)_+`; its root mean s
 where it grows from 0.1 to 1.8. So an innovation that must be large where the coarse picture has contrast, and absent on a
 smooth cheek or sky, is what the paper's first hidden layer already is: a thresholded Gaussian, whose threshold the coarser
 level moves. Activity that the coarser level does not predict, but that the details of a patch and its neighbours share (here
-is texture, there is none), is a Gaussian field h. Measured on faces at 64 px (standardised distance, floor 19): independent
-Gaussian innovations 76, Gaussian ones times their predicted size 63, sparse ones 46 to 51 without h.
+is texture, there is none), is a Gaussian field h.
 
 * *Activity.* Contrasts are absolute values; their positive and negative parts apart gain nothing on faces or buildings.
-  :math:`\hat M` = E|y| given the contrasts of the level below, by ridge regression shared by the patches of a kind, each
-  relative to its own mean; ``M = A + B rho Mhat`` makes the root mean square ``rho Mhat`` (:data:`A`, :data:`B`: least squares
-  of the inverse over [0.1, 1.6]).
-* *Two statistics a neuron* (the task of D4): rho, how sparse, from E|y| over its root mean square, for a level; s, the scale,
-  from E y^2, for each detail of each patch. c, for a level, from the variance of a patch's mean |y|. rho and c are fitted
-  together, by drawing.
+  :math:`\hat M` = E|y| given the contrasts of the level below, relative to its mean, by ridge regression shared by the patches of a
+  kind, with relative errors: where the picture is smooth a small absolute error is a great one. ``M = A + rho Mhat``.
+* *Its law* is learned on real pictures: (A, rho, c) for a level, those with which details, predicted and new, and their means
+  over a patch are distributed most like real ones.
+* *Fed its own output* the level keeps that law: the activity of drawn samples is made to be distributed like that of real ones
+  by the line nearest to their sorted values, for each detail of each patch, and s, the scale, has the right E y^2 on drawn samples
+  (D4's task). Else what a coarser level gets wrong about contrast would grow from level to level.
 * *Pairs* (the task of D5): the correlation of y over 3 x 3 patches, mapped to that of g, and the middle of its symmetric root
   as ``U_l``; that of a patch's mean |y| likewise for h.
 """
@@ -26,7 +26,7 @@ Gaussian innovations 76, Gaussian ones times their predicted size 63, sparse one
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,15 +38,14 @@ from torch import Tensor
 from forwardsr.learn.windows import KINDS, gather
 
 ENERGY = 0.99  # of the residual, that the details kept must hold
-SPARSITY = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)  # rhos tried
-SHARED = (
-    0.7,
-    1.0,
-    1.5,
-)  # c tried; one patch alone would also do with less, but its neighbours show that they share more
-SPREAD = 0.25  # weight of the second statistic: its logarithm moves four times as much
-DRAWN = 30_000  # patches drawn to judge a (rho, c)
-RIDGE = 0.05  # of the activity's regression, in mean variances of the contrasts
+SILENCE = (-1.7, -2.2)  # A, tried: an innovation is on in 9 and in 3 of a hundred patches without contrast
+RISE = (0.6, 0.8, 1.0, 1.3, 1.7, 2.2)  # rhos tried
+SHARED = (0.0, 0.35)  # c tried
+TYPICAL = -0.9  # M at the mean activity, at which correlations are mapped
+DRAWN = 30_000  # patches drawn to judge an (A, rho, c)
+RIDGE = 0.05  # of the activity's regression, in mean squares of the contrasts
+TURNS = 4  # of the regression and its weights
+SMOOTH = 0.15  # activity, relative to its mean, below which patches are equally smooth
 PAIRED = 60_000  # patches the correlations are taken over
 ROWS = 20_000  # patches a kind's regression looks at
 LEAST, MOST = -4.0, 3.0  # M is kept between them when it is fitted
@@ -76,29 +75,12 @@ def mean_absolute(M: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
 
 
 @functools.cache
-def activity_line() -> tuple[float, float]:
-    """(A, B): the line nearest to the inverse of ``M -> root mean square`` over [0.1, 1.6]."""
-    M = torch.linspace(-3, 3, 2001)
-    r = mean_square(M).sqrt()
-    M, r = M[(r > 0.1) & (r < 1.6)], r[(r > 0.1) & (r < 1.6)]
-    weight = torch.cat([r[1:] - r[:-1], (r[-1:] - r[-2:-1])]).clamp_min(0).sqrt()[:, None]  # uniform in r
-    a, b = (
-        torch.linalg.lstsq(weight * torch.stack([torch.ones_like(r), r], 1), weight * M[:, None])
-        .solution[:, 0]
-        .tolist()
-    )
-    return a, b
-
-
-@functools.cache
 def _attenuation() -> tuple[Tensor, Tensor]:
-    """The correlation of g and that of y at the typical M = A + B / 2, on a grid: 2^17 seeded pairs."""
-    a, b = activity_line()
-    M = a + 0.5 * b
+    """The correlation of g and that of y at :data:`TYPICAL` M, on a grid: 2^17 seeded pairs."""
     g, h = torch.randn(2, 2**17, generator=torch.Generator().manual_seed(0))
     rho = torch.linspace(0, 0.999, 41)
     other = rho[:, None] * g + (1 - rho.square()).sqrt()[:, None] * h
-    y, v = ((M + x).relu() - (M - x).relu() for x in (g, other))
+    y, v = ((TYPICAL + x).relu() - (TYPICAL - x).relu() for x in (g, other))
     found = (y * v).mean(1) / (y.square().mean() * v.square().mean(1)).sqrt()
     return rho, found.cummax(0).values
 
@@ -130,8 +112,8 @@ def details(channels: int, patch: int, colours: Float[Tensor, "c c"]) -> Float[T
 @dataclass(frozen=True)
 class Innovations:
     """Of one level: ``D (d, q)`` details; ``scale (j, q)``; ``slope (j, p f, q)`` and ``offset (j, q)``: ``M = slope contrast
-    - offset``; ``root (9, q, q)``: g from the innovations around; ``field (9,)``: c h likewise; ``sparsity`` rho; ``shared``
-    c; ``active``: how often y is not zero.
+    - offset``; ``root (9, q, q)``: g from the innovations around; ``field (9,)``: c h likewise; ``silence`` A, ``rise`` rho,
+    ``shared`` c; ``active``: how often y is not zero.
     """
 
     D: Tensor
@@ -140,7 +122,8 @@ class Innovations:
     offset: Tensor
     root: Tensor
     field: Tensor
-    sparsity: float
+    silence: float
+    rise: float
     shared: float
     active: float
 
@@ -149,8 +132,7 @@ def learn_innovations(
     residual: Float[Tensor, "j n d"],
     predicted: Float[Tensor, "j n d"],
     contrast: Float[Tensor, "k n f"],
-    drawn: Float[Tensor, "k N f"],
-    drawn_predicted: Float[Tensor, "j N d"],
+    drawn: Float[Tensor, "k n f"],
     parents: Int64[Tensor, "j p"],
     kinds: Int64[Tensor, " j"],
     channels: int,
@@ -159,9 +141,7 @@ def learn_innovations(
 ) -> Innovations:
     """Fit the law of the module's head to the residuals of a sample, given what the level below predicts and its contrasts.
 
-    ``drawn``, ``drawn_predicted``: the same of samples of the levels learned so far. Activity is a function of the real
-    contrasts, but the statistics are matched on drawn samples, and rho and c on their whole details, predicted and new: so
-    what a coarser level gets wrong about contrast is made up for and does not grow.
+    ``drawn``: contrasts of as many samples of the levels learned so far.
     """
     j, _, _ = residual.shape
     D = _kept(residual, channels, patch)
@@ -177,21 +157,35 @@ def learn_innovations(
         for x in (contrast, drawn)
     )
     power = y.square().mean(1)
-    rho, c = _sparsity((predicted + residual) @ D, drawn_predicted @ D, power, rolled, generator)
-    a, b = activity_line()
-    M = (a + b * rho * active).clamp(LEAST, MOST)
+    lift, gain = _matched(rolled, active)
+    silence, rise, c = _law((predicted + residual) @ D, predicted @ D, power, active, generator)
+    M = (silence + rise * active).clamp(LEAST, MOST)
     expected = _over_field(mean_square, M, c)
-    there = _over_field(mean_square, (a + b * rho * rolled).clamp(LEAST, MOST), c)
+    there = _over_field(mean_square, (silence + rise * (lift + gain * rolled)).clamp(LEAST, MOST), c)
     scale = (power / there.mean(1).clamp_min(1e-6)).sqrt()
     unit = y / (scale[:, None] * expected.clamp_min(0.02).sqrt())
     root = _middle(latent_correlation(_neighbours(unit)))
     mean = _over_field(mean_absolute, M, c).clamp_min(0.1)
     loudness = (y.abs() / (scale[:, None] * mean)).mean(2, keepdim=True)
     field = _middle(_field_correlation(loudness - loudness.mean(1, keepdim=True), unit))
+    offset = -(silence + rise * (lift[:, 0] + gain[:, 0] * level[kinds]))
     return Innovations(
-        D, scale, own * (b * rho), -(a + b * rho * level[kinds]), root, c * field[:, 0, 0], rho, c,
+        D, scale, own * (rise * gain), offset, root, c * field[:, 0, 0], silence, rise, c,
         float((2 * torch.special.ndtr(M)).clamp_max(1).mean()),
     )  # fmt: skip
+
+
+def _matched(
+    drawn: Float[Tensor, "j n q"], real: Float[Tensor, "j n q"]
+) -> tuple[Float[Tensor, "j 1 q"], Float[Tensor, "j 1 q"]]:
+    """(lift, gain) with which the activity of drawn samples is distributed most like that of real ones: least squares of their
+    sorted values.
+    """
+    x, y = drawn.sort(1).values, real.sort(1).values
+    mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+    x = x - mean_x
+    gain = (x * (y - mean_y)).mean(1, keepdim=True) / x.square().mean(1, keepdim=True).clamp_min(1e-9)
+    return mean_y - gain * mean_x, gain
 
 
 def _kept(residual: Tensor, channels: int, patch: int) -> Tensor:
@@ -216,42 +210,46 @@ def _over_field(function: Callable[[Tensor], Tensor], M: Tensor, c: float) -> Te
     return total
 
 
-def _sparsity(
+def _law(
     real: Tensor, predicted: Tensor, power: Tensor, active: Tensor, generator: torch.Generator
-) -> tuple[float, float]:
-    """(rho, c) with which drawn details, ``predicted`` and innovations of the ``power (j, q)``, are most like the ``real`` ones.
+) -> tuple[float, float, float]:
+    """(A, rho, c) with which details, ``predicted`` and innovations of the ``power (j, q)``, are most like the ``real`` ones.
 
-    Compared are E|x| over the root mean square, of one detail, and the variance of a patch's mean |x|, each relative.
+    Compared, in Wasserstein's distance, are the sizes of single details, each relative to its root mean square, and their
+    means over a patch: is the picture as often smooth, and as often busy, as real ones are?
     """
     j, n, q = active.shape
     scale = real.square().mean(1).clamp_min(1e-12).sqrt()
-    size = (real / scale[:, None]).abs()
-    mean, spread = float(size.mean()), float((size / size.mean(1, keepdim=True)).mean(2).var())
     pick = torch.randint(j * n, (min(DRAWN, j * n),), generator=generator)
-    patch = pick // n
+    wanted = _sorted_sizes((real / scale[:, None]).reshape(j * n, q)[pick])
     seen, base = active.reshape(j * n, q)[pick], (predicted / scale[:, None]).reshape(j * n, q)[pick]
-    new = (power.sqrt() / scale)[patch]
+    new = (power.sqrt() / scale)[pick // n]
     g = torch.randn(seen.shape, generator=generator)
     h = torch.randn(len(seen), 1, generator=generator)
-    a, b = activity_line()
-    best, chosen = float("inf"), (SPARSITY[0], 0.0)
-    for rho in SPARSITY:
-        M = (a + b * rho * seen).clamp(LEAST, MOST)
-        for c in SHARED:
-            y = (M + c * h + g).relu() - (M + c * h - g).relu()
-            x = (base + new * y / y.square().mean(0).clamp_min(1e-12).sqrt()).abs()
-            own = float((x.mean(0) / x.square().mean(0).sqrt()).mean())
-            common = float((x / x.mean(0)).mean(1).var())
-            misfit = math.log(own / mean) ** 2 + SPREAD * math.log((common + 1e-6) / (spread + 1e-6)) ** 2
-            if misfit < best:
-                best, chosen = misfit, (rho, c)
+    best, chosen = float("inf"), (SILENCE[0], RISE[0], 0.0)
+    for silence, rise, c in itertools.product(SILENCE, RISE, SHARED):
+        M = (silence + rise * seen).clamp(LEAST, MOST) + c * h
+        y = (M + g).relu() - (M - g).relu()
+        found = _sorted_sizes(base + new * y / y.square().mean(0).clamp_min(1e-12).sqrt())
+        misfit = sum(float((x - v).abs().mean()) for x, v in zip(found, wanted))
+        if misfit < best:
+            best, chosen = misfit, (silence, rise, c)
     return chosen
+
+
+def _sorted_sizes(x: Float[Tensor, "n q"]) -> tuple[Tensor, Tensor]:
+    """Of all details, and of their means over a patch."""
+    return x.abs().flatten().sort().values, x.abs().mean(1).sort().values
 
 
 def _activity(
     relative: Tensor, y: Tensor, parents: Tensor, kinds: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Ridge regression of |y| / E|y| on the contrasts, a kind at a time: ``(KINDS, p f, q)`` and ``(KINDS, q)``."""
+    """Regression of |y| / E|y| on the contrasts, a kind at a time: ``(KINDS, p f, q)`` and ``(KINDS, q)``.
+
+    Rows are weighted by the inverse square of what is predicted of the whole patch, and so by turns: the error of a size is
+    proportional to it, and where the picture is smooth a small absolute error is a great one.
+    """
     size = y.abs().mean(1).clamp_min(1e-6)
     inputs, q = parents.shape[1] * relative.shape[2], y.shape[2]
     slope, level = torch.zeros(KINDS, inputs, q), torch.ones(KINDS, q)
@@ -260,12 +258,16 @@ def _activity(
         pick = torch.randperm(y.shape[1], generator=generator)[: max(1, ROWS // len(mine))]
         x = gather(relative[:, pick], parents[mine]).flatten(0, 1)
         t = (y[mine][:, pick].abs() / size[mine][:, None]).flatten(0, 1)
-        mx, mt = x.mean(0), t.mean(0)
-        x = x - mx
-        gram = x.T @ x / len(x)
-        ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-9) * torch.eye(inputs)
-        slope[kind] = torch.linalg.solve(gram + ridge, x.T @ (t - mt) / len(x))
-        level[kind] = mt - mx @ slope[kind]
+        x = torch.cat([x, torch.ones(len(x), 1)], 1)
+        weight = torch.ones(len(x), 1)
+        for _ in range(TURNS):
+            rows = x * (weight / weight.mean())
+            gram = rows.T @ x / len(x)
+            ridge = RIDGE * gram.diagonal()[:-1].mean().clamp_min(1e-9) * torch.eye(inputs + 1)
+            ridge[-1, -1] = 0
+            found = torch.linalg.solve(gram + ridge, rows.T @ t / len(x))
+            weight = (x @ found.mean(1, keepdim=True)).clamp_min(SMOOTH).square().reciprocal()
+        slope[kind], level[kind] = found[:-1], found[-1]
     return slope, level
 
 

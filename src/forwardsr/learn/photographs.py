@@ -151,7 +151,7 @@ def _finer_stage(
         residual,
         predicted,
         contrast,
-        *_drawn(state, l, contrast.shape[1], channels, random),
+        _drawn(state, l, contrast.shape[1], channels, random),
         parents,
         kinds,
         channels,
@@ -165,20 +165,19 @@ def _finer_stage(
         "features": float(F.shape[1]),
         "innovations": float(own.D.shape[1]),
         "active": own.active,
-        "sparsity": own.sparsity,
+        "silence": own.silence,
+        "rise": own.rise,
         "shared": own.shared,
     }
 
 
-def _drawn(state: State, l: int, n: int, channels: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``n`` samples of the levels learned so far: contrasts ``(k, n, f)`` at level ``l - 1``, what is predicted of level ``l``."""
+def _drawn(state: State, l: int, n: int, channels: int, random: torch.Generator) -> Tensor:
+    """Contrasts ``(k, n, f)`` of level ``l - 1`` in ``n`` samples of the levels learned so far."""
     tensors = {k: t for k, t in state.items() if "." not in k and int(k.lstrip("abcdefghijklmnopqrstuvwxyzWVU")) <= l}
     model = InnovationGenerator.from_tensors(tensors, channels)
-    hidden = torch.cat(
-        [model.hidden(model.latents(count, random))[-1].transpose(0, 1) for count in (n // 2, n - n // 2)], 1
-    )
-    x = hidden @ state[f"W{l}"].mT + (state[f"mean{l}"] - state[f"below{l + 1}."])[:, None]
-    return hidden @ state[f"contrast{l}."], gather(x, state[f"parents{l + 1}"]) @ state[f"B{l + 1}."]
+    contrast = state[f"contrast{l}."]
+    halves = [model.hidden(model.latents(count, random))[-1].transpose(0, 1) for count in (n // 2, n - n // 2)]
+    return torch.cat([hidden @ contrast for hidden in halves], 1)
 
 
 def _features(x: Tensor, random: torch.Generator) -> Tensor:
