@@ -42,8 +42,11 @@ def draw(path: Path, n: int, out: Path, levels: str, weights: str, seed: int, co
             save_png(pyramid_strip(pictures(model.sample(n, generator)), min(n, COLUMNS)), out)
             console.print(f"{n} samples, all levels: {out}")
             return
+        scale = None  # of patch networks: that of the first batch, so that all pictures have the same
         for start in range(0, n, BATCH):
-            pyramid = pictures(model.sample(min(BATCH, n - start), generator))
+            sample = model.sample(min(BATCH, n - start), generator)
+            scale = scale or brightness(sample)
+            pyramid = pictures(sample, scale)
             for images in pyramid if levels == "all" else [pyramid[-1]]:
                 folder = out / f"{images.shape[-1]:03d}" if levels == "all" else out
                 folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +72,14 @@ def save_features(generator: LayeredGenerator, folder: Path) -> None:
         save_png(grid(some / scale[:, None, None, None], columns), folder / f"features{level}-{some.shape[-1]:03d}.png")
 
 
-def pictures(pyramid: Pyramid) -> Pyramid:
-    """The image form, about [-1, 1]: patches are folded as three channels (one where they are no colours) and scaled.
+def brightness(pyramid: Pyramid) -> float:
+    """What patches are divided by to be pictures: of their sizes the 0.999 quantile, at the level where it is largest."""
+    return max(float(x.abs().flatten().kthvalue(max(1, round(0.999 * x.numel()))).values) for x in pyramid) or 1.0
+
+
+def pictures(pyramid: Pyramid, scale: float | None = None) -> Pyramid:
+    """The image form, about [-1, 1]: patches are folded as three channels (one where they are no colours) and divided by
+    ``scale``, their own :func:`brightness` where it is not given.
 
     Raises :class:`UserError` where the patches make no square images.
     """
@@ -81,7 +90,7 @@ def pictures(pyramid: Pyramid) -> Pyramid:
             folded = pyramid.fold(channels)
         except ValueError:
             continue
-        scale = max(float(x.abs().flatten().kthvalue(max(1, round(0.999 * x.numel()))).values) for x in folded) or 1.0
+        scale = scale or brightness(folded)
         return Pyramid([x / scale for x in folded])
     raise UserError("these patches make no square images; draw arrays, with --out samples.npz")
 
