@@ -164,6 +164,7 @@ def test_a_run_starts_from_another_ones_generator(
         (["--method", "layerwise", "--random-width", "64"], "--random-width 64"),
         (["--method", "backward-correction", "--correction-rate", "0"], "--correction-rate 0"),
         (["--method", "layer-wise"], "--method layer-wise"),
+        (["--method", "joint", "--solver", "sgda"], "--solver: joint has no use for it"),
     ],
 )
 def test_settings_of_stages_that_cannot_be(

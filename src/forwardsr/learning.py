@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,14 +88,14 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
 
     Raises :class:`UserError` for bad settings or input. Returns 0, or 128 + a signal's number after saving.
     """
+    config = as_made(config, out)
+    refuse_unused(config)
     if config.method == "minmax":
         if team().size > 1 and (config.solver != "efficient" or is_images(config.source)):
             console.print("note: of minmax only --solver efficient on planted targets and arrays is divided among processes; "
                           "one learns, the others wait")  # fmt: skip
         from forwardsr.learning_minmax import learn_theorem
 
-        if config.init is not None:
-            raise UserError("--init: minmax starts from its own warm start; leave it out")
         if is_images(config.source):
             return fit_photographs(config, out, console, command)
         chosen = MinmaxConfig(**{f.name: getattr(config, f.name) for f in fields(MinmaxConfig)})
@@ -135,6 +135,33 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
         return _learn(run, learner, config, limits, checkpoint_seconds, console)
     finally:
         run.close()
+
+
+def as_made(config: LearnConfig, out: Path) -> LearnConfig:
+    """``config`` with what it leaves open (``None``) as the run at ``out``, if there is one, was made with."""
+    made = Run.check(out, {})
+    if made.get("method") != config.method:
+        return config
+    left = {f.name for f in fields(config) if getattr(config, f.name) is None} - FREE
+    return replace(config, **{name: made[name] for name in left if made.get(name) is not None})
+
+
+def refuse_unused(config: LearnConfig) -> None:
+    """One clear line for a setting that the method has no use for, rather than a run without it."""
+    minmax, images = {f.name for f in fields(MinmaxConfig)}, {"patch", "innovation", "level1"}
+    if config.method != "minmax":
+        unused = minmax
+    else:
+        loop = {"budget", "steps", "images", "report_images", "checkpoint", "init"}
+        unused = {f.name for base in (JointConfig, ScheduleConfig) for f in fields(base)} - {"seed"} | loop
+        unused |= minmax - images - {"solver"} if is_images(config.source) else images | {"resolution", "base", "fit"}
+        if config.device not in ("auto", "cpu"):
+            raise UserError(f"--device {config.device}: minmax computes on the CPU; leave it out")
+    plain = LearnConfig()
+    for name in sorted(unused):
+        if getattr(config, name) != getattr(plain, name):
+            of = f"{config.method} of {config.source}" if config.method == "minmax" else config.method
+            raise UserError(f"--{name.replace('_', '-')}: {of} has no use for it; leave it out")
 
 
 def is_images(source: str) -> bool:
