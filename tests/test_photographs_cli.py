@@ -54,6 +54,10 @@ def test_the_run_holds_what_a_run_holds(run: Path) -> None:
 
 
 def test_everything_else_works_on_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "target.safetensors"
+    assert main(["plant", "--patches", "4", "16", "--channels", "8", "--d", "12", "--out", str(target)]) == 0
+    assert main(["certify", str(run), "--target", str(target)]) == 2
+    assert "--target" in capsys.readouterr().err
     assert main(["draw", str(run), "-n", "5", "--out", str(tmp_path / "samples.npz")]) == 0
     with np.load(tmp_path / "samples.npz") as arrays:
         assert arrays["x2"].shape == (5, 16, 48)

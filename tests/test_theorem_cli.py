@@ -1,6 +1,7 @@
 """plant, learn --method minmax, certify, draw and measure from the command line, on a small target."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,13 +101,50 @@ def test_stopped_between_two_stages_it_goes_on_bit_for_bit(
         assert torch.equal(value, theirs[key]), key
 
 
-def test_arrays_written_by_numpy_alone_are_learned(target: Path, tmp_path: Path) -> None:
-    samples = tmp_path / "samples.npz"
-    assert main(["draw", str(target), "-n", "30000", "--out", str(samples)]) == 0
+def test_arrays_written_by_numpy_alone_are_learned(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, others = tmp_path / "samples.npz", tmp_path / "others.npz"
+    for path, seed in ((samples, "1"), (others, "2")):
+        assert main(["draw", str(target), "-n", "30000", "--seed", seed, "--out", str(path)]) == 0
     out = tmp_path / "run"
+    original = Run.save_checkpoint
+
+    def save_and_stop(run: Run, state: object) -> None:
+        original(run, state)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save_checkpoint", save_and_stop)
+    assert main(["learn", str(samples), "--method", "minmax", "--channels", "7,8", "--out", str(out)]) == 130
+    monkeypatch.undo()
+    # What the command leaves out is as the run has it.
+    assert main(["learn", str(samples), "--method", "minmax", "--out", str(out)]) == 0
+    assert PatchGenerator.load(out / "model.safetensors").channels == (7, 8)
+    shutil.rmtree(out)
     assert main(["learn", str(samples), "--method", "minmax", "--channels", "8,8", "--out", str(out)]) == 0
     assert main(["certify", str(out), "--target", str(target), "-n", "1000"]) == 0
-    assert "Against held-out data" in (out / "report.html").read_text()
+    # Held against what it was learned from it says so; against other samples of the law the two are not the same.
+    assert "of the samples that it was learned from" in (out / "report.html").read_text()
+    capsys.readouterr()
+    found = []
+    for more in ([], ["--source", str(others)]):
+        assert main(["certify", str(out), *more, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [result["held_out"] for result in found] == [False, True]
+    for more, says in ((["-n", "10"], "-n 10"), (["--target", str(target), "--source", "x"], "--source")):
+        assert main(["certify", str(out), *more]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_one_neuron_has_no_pairs(tmp_path: Path) -> None:
+    target = tmp_path / "target.safetensors"
+    assert main(["plant", "--patches", "1", "--channels", "1", "--d", "4", "--out", str(target)]) == 0
+    for solver, more in (("efficient", []), ("closed-form", []), ("sgda", ["--sgda.neurons.steps", "20"])):
+        out = tmp_path / solver
+        command = ["learn", str(target), "--method", "minmax", "--solver", solver, "--out", str(out)]
+        assert main([*command, *more, *([] if solver == "sgda" else ["--samples", "20000"])]) == 0
+        learned = PatchGenerator.load(out / "model.safetensors")
+        assert all(bool(torch.isfinite(x).all()) for x in learned.tensors().values())
 
 
 def test_a_pair_that_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
@@ -130,6 +168,12 @@ def test_a_pair_that_the_data_do_not_determine_is_named(tmp_path: Path) -> None:
         (["--channels", "eight"], "--channels eight"),
         (["--samples", "10"], "--samples"),
         (["--solver", "magic"], "--solver"),
+        (["--budget", "5m"], "--budget"),
+        (["--resolution", "32"], "--resolution"),
+        (["--innovation", "0.5"], "--innovation"),
+        (["--seed", "18446744073709551616"], "--seed"),
+        (["--solver", "sgda", "--sgda.latent", "10"], "--sgda.latent 10"),
+        (["--solver", "sgda", "--sgda.output.trace-points", "0"], "trace-points"),
     ],
 )
 def test_mistakes(target: Path, more: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,8 +117,10 @@ class Certify:
     """The run folder of `learn --method minmax`, or a network (.safetensors)."""
     target: Path | None = None
     """The planted target (.safetensors). Without it every discriminator's moments are compared on the run's source."""
+    source: str | None = None
+    """Samples to compare with in place of the run's source: where that is finite, others than it was learned from."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10_000
-    """Fresh latents (with a target) or held-out samples (without)."""
+    """Fresh latents (with a target) or samples of the data (without)."""
     seed: int = 1
     json: bool = False
     """Print JSON for other programs instead of a table."""
@@ -127,7 +129,7 @@ class Certify:
         """Run the command."""
         from forwardsr.learning_minmax import certificate
 
-        result = certificate(self.run, self.target, self.n, self.seed)
+        result = certificate(self.run, self.target, self.n, self.seed, self.source)
         if self.json:
             print(json.dumps(result.to_json(), indent=2))
         else:
@@ -160,7 +162,7 @@ class Reproduce(ReproduceConfig):
     """Reproduce the paper's figures on a source: learn, measure, draw, and say which of its claims held."""
 
     targets: Positional[tuple[str, ...]]
-    """figure1 ... figure8, theorem, or all."""
+    """figure1 ... figure8, theorem, agnostic, or all (all but agnostic)."""
     out: Path
     """The study's folder: runs, figures, page.html and study.json. The same command again goes on where it stopped."""
     dry_run: bool = False
@@ -230,6 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"forwardsr {__version__}")
             return 0
         command = parse(arguments)
+        seed = getattr(command, "seed", 0)
+        if not 0 <= seed < 2**63:
+            raise UserError(f"--seed {seed}: must be in [0, 2^63)")
         # Tables are laid out for a wide page where no terminal says how wide it is.
         wide = None if sys.stdout.isatty() else 132
         printed = console if isinstance(command, Learn) else Console(highlight=False, width=wide)

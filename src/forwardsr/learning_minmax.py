@@ -27,6 +27,7 @@ from forwardsr.report.page import write_report
 from forwardsr.run import Run
 
 SHOWN = 32  # samples in the pictures, in two rows
+FEWEST = 1000  # samples a certificate is made of
 
 
 def learn_theorem(
@@ -60,7 +61,8 @@ def learn_theorem(
                 on_stage=lambda record, state: _keep(run, record, state, console), resume=world.share(start),
             )  # fmt: skip
         result.generator.save(run.path / "model.safetensors", {"command": command})
-        for note in result.notes:
+        # Of all stages, also those of an earlier session.
+        for note in dict.fromkeys(note for line in run.lines("stage") for note in line.get("notes", [])):
             run.log("note", message=note)
             console.print(f"note: {note}")
         console.print(trace_table(run, result))
@@ -106,26 +108,37 @@ def _pictures(run: Run, data: Source, result: MinmaxResult) -> None:
             save_png(grid(images, SHOWN // 2), run.path / "samples" / f"{name}-{images.shape[-1]:03d}.png")
 
 
-def certificate(path: Path, target: Path | None, n: int = 10_000, seed: int = 1) -> Certificate | SelfCertificate:
-    """Hold the network at ``path`` (a Run or a file) against ``target``, or against its Run's source where there is none.
+def certificate(
+    path: Path, target: Path | None, n: int = 10_000, seed: int = 1, source: str | None = None
+) -> Certificate | SelfCertificate:
+    """Hold the network at ``path`` (a Run or a file) against ``target``; where there is none, against ``source`` or its Run's own.
 
-    Raises :class:`UserError` where the network is no patch generator, the sizes differ, or no source is known.
+    Raises :class:`UserError` where the network is no patch generator, the sizes differ, no source is known, or n < 1000.
     """
+    if n < FEWEST:
+        raise UserError(f"-n {n}: a certificate needs at least {FEWEST}")
+    if target is not None and source is not None:
+        raise UserError("--source: a certificate is against a target or against data; leave one out")
     learned = load_generator(path)
     if not isinstance(learned, PatchGenerator):
         raise UserError(f"{path}: a certificate is of a patch network; learn one with --method minmax")
     run = None if path.suffix == ".safetensors" else Run.read(path)
     if target is not None:
+        if isinstance(learned, InnovationGenerator):
+            raise UserError(f"--target: {path} learned photographs, which have none; leave it out")
         saved = None if run is None else run.load_state()
-        samples = None if run is None else int(run.config["samples"])
-        return certify(learned, load_target(target), n, seed, None if saved is None else saved["state"], samples)
-    if run is None:
-        raise UserError("--target: a network file alone has no data; name its target, or give a run")
+        return certify(learned, load_target(target), n, seed, None if saved is None else saved["state"])
+    named = source or (None if run is None else str(run.config["source"]))
+    if named is None:
+        raise UserError("--target: a network file alone has no data; name its target, or --source, or give a run")
     if isinstance(learned, InnovationGenerator):
         from forwardsr.measuring import Subject
 
-        return self_certificate(learned, Subject(learned, run, None, n, seed, None).real, n, seed)
-    return self_certificate(learned, open_source(str(run.config["source"])), n, seed)
+        data = Subject(learned, run, source, n, seed, None).real
+    else:
+        data = open_source(named)
+    own = run is not None and isinstance(data, FiniteSource) and source in (None, run.config["source"])
+    return self_certificate(learned, data, n, seed, held_out=not own)
 
 
 def sizes(channels: str | None, source: Source) -> list[int]:

@@ -146,6 +146,8 @@ def _fid(subject: Subject) -> Result:
     if subject.fid is None:
         raise Inapplicable("--fid: give the TorchScript file of your Inception network")
     n = subject.size(2048)
+    if of_the_theorem(subject.generator):
+        raise Inapplicable("fid is of images; this is a network of patches")
     real, generated = subject.images(n), subject.generated(n)
     return feature_distances(generated[-1], real[-1], subject.fid, seed=subject.seed)
 
@@ -202,7 +204,7 @@ def _forward_super_resolution(subject: Subject) -> Result:
 
 def _novelty(subject: Subject) -> Result:
     source = subject.real
-    if not isinstance(source, FiniteSource) or len(source.shapes[0]) != 3:
+    if of_the_theorem(subject.generator) or not isinstance(source, FiniteSource) or len(source.shapes[0]) != 3:
         raise Inapplicable(
             "novelty is of images learned from a folder, a .zip or a named set: here nothing could be copied"
         )

@@ -86,6 +86,8 @@ def test_everything_about_a_run(run: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_target_and_what_has_no_meaning_there(target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", str(target), "--what", "novelty", "--source", "photos"]) == 2
+    assert "novelty is of images" in capsys.readouterr().err
     assert main(["measure", str(target), "--what", "all", "-n", "200"]) == 0
     said = capsys.readouterr()
     for title in ("Sparsity", "Correlation", "Features", "Locality", "Forward super-resolution", "Assumptions"):

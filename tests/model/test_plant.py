@@ -140,6 +140,8 @@ def test_seed_decides_everything():
         ({"channels": (4, 8)}, "raise --parents"),
         ({"violate": "anti-concentration", "amount": 0.1}, "--parents 2"),
         ({"patches": (1, 4), "violate": "identifiability", "amount": 0.9}, "two patches"),
+        ({"patches": (4,), "violate": "anti-concentration", "amount": 0.1}, "two levels"),
+        ({"violate": "positive-correlation", "amount": 0.9, "within": 0.5}, "--within 0.5"),
     ],
 )
 def test_what_cannot_be_planted_is_one_line(change, says):

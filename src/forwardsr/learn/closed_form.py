@@ -125,9 +125,11 @@ def first_level_stage(
         "b": b,
         "moved": float(moved.square().mean().sqrt()),
         "D4 gap": float((rate - talk_rate - torch.special.ndtr(-u)).abs().max()),
-        "D5 gap": float((mehler(scaled[:, i], scaled[:, j], (v @ v.mT)[i, j]) - aim).abs().max()),
+        # (one neuron has no pairs)
+        "D5 gap": float((mehler(scaled[:, i], scaled[:, j], (v @ v.mT)[i, j]) - aim).abs().amax()) if p > 1 else 0.0,
     }
     tensors = {"W1": new.float(), "V1": V.view(k, m, -1).float(), "b1": (t * sigma).view(k, m).float()}
+    tensors["samples1"] = torch.tensor(total)
     return tensors, metrics, notes
 
 

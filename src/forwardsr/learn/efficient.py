@@ -174,7 +174,10 @@ def first_hidden_stage(
     bias = t * sigma - threshold
     true_sigma = (sigma.square() - decoded.square()).clamp_min(1e-4 * sigma.square()).sqrt()
     inflate = sigma / true_sigma
-    rho = (rho * inflate[:, None] * inflate).clamp(-0.999, 0.999).fill_diagonal_(1.0)
+    # What noise takes from a correlation is put back, and with it the error grows; beyond 1 nothing is known of it.
+    rho, se = rho * inflate[:, None] * inflate, se * inflate[:, None] * inflate
+    se = torch.where(rho.abs() > 0.999, se.clamp_min(1.0), se)
+    rho = rho.clamp(-0.999, 0.999).fill_diagonal_(1.0)
     blind = torch.triu(se > SE_LIMIT, 1)
     latent_dim = latent_dim or p
     v = near_correlation(rho, se, min(latent_dim, p))

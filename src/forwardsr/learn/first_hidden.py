@@ -244,6 +244,8 @@ def first_hidden(
     """
     neuron_game = NeuronGame(source, network, b, settings)
     traces = [sgda(neuron_game, neurons, rng)]
+    if neuron_game.learned().b[0].numel() == 1:  # no pairs
+        return neuron_game.learned(), traces
     pair_game = PairGame(source, neuron_game.learned(), b, settings, rng)
     traces.append(sgda(pair_game, pairs, rng))
     return pair_game.learned(), traces

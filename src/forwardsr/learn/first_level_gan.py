@@ -6,9 +6,8 @@ Only the lowest resolution needs global learning, so only it is given to a game.
 
 starts from the closed form (:mod:`forwardsr.learn.copula`) and moves W_1, V_1, b_1, mu_1 by Adam against the multi-scale critic of
 :mod:`forwardsr.model.critic` with one scale, with the loss of :mod:`forwardsr.learn.adversarial`. What is kept is the average
-of the generator's weights. On faces at 8 px (distances with floors 18 and 9: closed form 31 and 17, after 60,000 images 35 and
-22) the game does not improve on the closed form, which is therefore the default. The contrasts that gate level 2 are those of
-the closed form's features, recomputed by least squares for the trained weights.
+of the generator's weights. In 60,000 images the game does not improve on the closed form, which is therefore the default. The
+contrasts that gate level 2 are those of the closed form's features, recomputed by least squares for the trained weights.
 """
 
 from __future__ import annotations

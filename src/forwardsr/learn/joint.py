@@ -28,7 +28,7 @@ CALIBRATION = 1024  # latents from which the shown generator's batch-norm moment
 
 @dataclass(frozen=True)
 class JointConfig:
-    """The settings of one training; the defaults were chosen by measurement (benchmarks/choices.py)."""
+    """The settings of one training; the loss was chosen by measurement (benchmarks/choices.py)."""
 
     width: int = 64
     """Channels of every hidden layer, and filters of the critic's first layers."""

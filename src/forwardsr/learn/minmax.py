@@ -287,6 +287,11 @@ def _sgda_plan(
     stream: Stream, channels: list[int], parents: list[Tensor | None], settings: MinmaxSGDASettings
 ) -> list[Stage]:
     source = stream.source
+    neurons = stream.sizes[0][0] * channels[0]
+    if settings.latent is not None and settings.latent < neurons:
+        raise UserError(
+            f"--sgda.latent {settings.latent}: must be at least d_1 m_1 = {neurons}, so that all pairs can be learned"
+        )
 
     def warm(level: int) -> Stage:
         def run(_: State, seed: int) -> Outcome:

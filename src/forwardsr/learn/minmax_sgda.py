@@ -107,6 +107,18 @@ class MinmaxSGDASettings:
     first_hidden: FirstHiddenSettings = field(default_factory=FirstHiddenSettings)
     super_resolution: SuperResolutionSettings = field(default_factory=SuperResolutionSettings)
 
+    def __post_init__(self) -> None:
+        checks = (
+            (self.stages >= 1, f"--sgda.stages {self.stages}: needs at least 1"),
+            (0 < self.early <= 1, f"--sgda.early {self.early}: must be in (0, 1]"),
+            (0 <= self.zeta < 1, f"--sgda.zeta {self.zeta}: must be in [0, 1)"),
+            (self.latent is None or self.latent >= 1, f"--sgda.latent {self.latent}: must be positive"),
+            (self.patch >= 2, f"--sgda.patch {self.patch}: must be at least 2"),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise UserError(message)
+
 
 class UnitSource:
     """A source in patch form with every level divided by its unit; satisfies :class:`forwardsr.data.source.Source`."""

@@ -34,6 +34,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from forwardsr.errors import UserError
+
 Player = Literal["generator", "discriminator"]
 
 
@@ -50,6 +52,14 @@ class SGDASettings:
     noise: float = 1e-4
     trace_points: int = 50
     """How many times the objective is recorded."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "inner_steps", "samples", "trace_points"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--sgda: {name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        for name in ("rate_outer", "rate_inner"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--sgda: {name.replace('_', '-')} must be positive, not {getattr(self, name)}")
 
 
 @dataclass

@@ -37,7 +37,7 @@ from rich.table import Table
 from scipy.stats import norm, t
 from torch import Tensor
 
-from forwardsr.measure.coactivation import SUP_EDGES, LevelCounts, patch_form
+from forwardsr.measure.coactivation import SUP_EDGES, LevelCounts, kept_patches, patch_form
 from forwardsr.measure.draws import example_weight
 from forwardsr.measure.intervals import both_active, wilson
 from forwardsr.model.patch_generator import PatchGenerator
@@ -168,10 +168,15 @@ def audit(
     random = torch.Generator().manual_seed(seed)
     like = example_weight(generator)
     counts: list[LevelCounts] = []
+    kept: list[list[int]] = []
     across: Tensor | None = None
     for start in range(0, n, chunk):
         z = torch.randn(min(chunk, n - start), generator.latent_dim, generator=random).to(like)
-        layers = [patch_form(S, settings.max_patches) for S in generator.hidden(z)]
+        hidden = generator.hidden(z)
+        layers = [patch_form(S, settings.max_patches) for S in hidden]
+        kept = kept or [
+            kept_patches(S.shape[1] if S.ndim == 3 else S[0, 0].numel(), settings.max_patches) for S in hidden
+        ]
         counts = counts or [LevelCounts(len(S), S.shape[2], settings.deltas) for S in layers]
         for level, S in zip(counts, layers, strict=True):
             level.add(S)
@@ -181,11 +186,11 @@ def audit(
     rows: list[AuditRow] = []
     levels: list[LevelSummary] = []
     for l, level in enumerate(counts, start=1):
-        judged = _Judge(l, level, settings)
+        judged = _Judge(l, level, settings, kept[l - 1])
         rows += judged.rows()
         levels.append(judged.summary())
         if l == 1:
-            rows += _pair_range(generator, across.cpu().double(), settings, level.active.shape[1])
+            rows += _pair_range(generator, across.cpu().double(), settings, level.active.shape[1], kept[0])
         if isinstance(generator, PatchGenerator):
             W = generator.W[l - 1].double()
             error = (W.mT @ W - torch.eye(W.shape[2], dtype=W.dtype, device=W.device)).abs().cpu()
@@ -222,10 +227,10 @@ def _row(
 
 
 class _Judge:
-    """The rows of one level."""
+    """The rows of one level, whose counts are of the patches ``kept``."""
 
-    def __init__(self, level: int, counts: LevelCounts, settings: AuditSettings) -> None:
-        self.level, self.c, self.s = level, counts, settings
+    def __init__(self, level: int, counts: LevelCounts, settings: AuditSettings, kept: list[int]) -> None:
+        self.level, self.c, self.s, self.kept = level, counts, settings, kept
         self.m = counts.active.shape[1]
         tail = counts.l0.flip(1).cumsum(1).flip(1)  # how often |S|_0 >= k
         beyond = torch.cat([tail[:, 1:], torch.zeros(len(tail), 1, dtype=tail.dtype)], 1)
@@ -240,6 +245,9 @@ class _Judge:
         sigma = float(torch.linalg.svdvals(self.mu).min())
         return LevelSummary(self.level, self.m, self.k, float(self.pair.max()) / self.c.n, triple, sigma)
 
+    def _place(self, at: list[int]) -> str:
+        return _place([self.kept[at[0]], *at[1:]])
+
     def _z(self, entries: int) -> float:
         return float(norm.isf((1 - self.s.confidence) / (2 * max(entries, 1))))
 
@@ -250,11 +258,11 @@ class _Judge:
         n: Tensor | int,
         bound: float,
         scale: Tensor | float = 1.0,
-        place: Place = _place,
+        place: Place | None = None,
     ) -> AuditRow:
         low, high = wilson(count, n, self._z(count.numel()))
         value = count / torch.as_tensor(n, dtype=torch.float64).clamp(min=1)
-        return _row(self.level, name, (value / scale, low / scale, high / scale), "<=", bound, place)
+        return _row(self.level, name, (value / scale, low / scale, high / scale), "<=", bound, place or self._place)
 
     def rows(self) -> list[AuditRow]:
         c, s, k, m = self.c, self.s, self.k, self.m
@@ -262,7 +270,7 @@ class _Judge:
         half = self._z(mean.numel()) * ((c.square / c.n - mean**2).clamp(min=0) / c.n).sqrt()
         rows = [
             self._frequency("probability", c.active, c.n, k**s.probability_power / m),
-            _row(self.level, "mean", (mean, mean - half, mean + half), ">=", 1 / (k**s.mean_power * m)),
+            _row(self.level, "mean", (mean, mean - half, mean + half), ">=", 1 / (k**s.mean_power * m), self._place),
             self._quantile(
                 "sup", _beyond(c.sup), lambda q: float(SUP_EDGES[min(q, len(SUP_EDGES) - 1)]), k**s.sup_power
             ),
@@ -279,7 +287,7 @@ class _Judge:
             rows.append(self._frequency("anti-concentration 2", small, given, density, deltas, place))
             rows.append(self._frequency("pairs", self.pair, c.n, s.pair_factor * k / m**2))
         if m >= 3:
-            place = lambda at: _place([at[0], *c.index[at[1]].tolist()])  # noqa: E731
+            place = lambda at: self._place([at[0], *c.index[at[1]].tolist()])  # noqa: E731
             rows.append(self._frequency("triples", c.triple, c.n, m**-s.triple_power, place=place))
         return rows
 
@@ -287,7 +295,7 @@ class _Judge:
         def place(at: list[int]) -> str:
             delta, patch, entry = at
             channels = [entry] if pairs is None else pairs[entry].tolist()
-            return f"{_place([patch, *channels])}, delta {float(self.c.deltas[delta]):.3g}"
+            return f"{self._place([patch, *channels])}, delta {float(self.c.deltas[delta]):.3g}"
 
         return place
 
@@ -296,7 +304,7 @@ class _Judge:
         low, high = wilson(beyond, self.c.n, self._z(len(beyond)))
         bins = [(x > self.s.whp).sum(1) for x in (beyond / self.c.n, low, high)]
         value, lowest, highest = (torch.tensor([number(int(i)) for i in x], dtype=torch.float64) for x in bins)
-        return _row(self.level, name, (value, lowest, highest), "<=", bound)
+        return _row(self.level, name, (value, lowest, highest), "<=", bound, self._place)
 
     def _sigma(self) -> AuditRow:
         U, sigma, Vh = torch.linalg.svd(self.mu)
@@ -308,9 +316,8 @@ class _Judge:
         )
         half = values.std(0) * width if len(values) > 1 else torch.full_like(sigma[:, -1], math.inf)
         least = sigma[:, -1]
-        return _row(
-            self.level, "non-degeneracy", (least, least - half, least + half), ">=", self.m**-self.s.sigma_power
-        )
+        entries = (least, least - half, least + half)
+        return _row(self.level, "non-degeneracy", entries, ">=", self.m**-self.s.sigma_power, self._place)
 
 
 def _beyond(histogram: Tensor) -> Tensor:
@@ -318,8 +325,12 @@ def _beyond(histogram: Tensor) -> Tensor:
     return histogram.sum(1, keepdim=True) - histogram.cumsum(1)
 
 
-def _pair_range(generator: LayeredGenerator, joint: Tensor, settings: AuditSettings, m: int) -> list[AuditRow]:
-    """Both sides of the last condition of Assumption 2.3, over all pairs of neurons of level 1."""
+def _pair_range(
+    generator: LayeredGenerator, joint: Tensor, settings: AuditSettings, m: int, kept: list[int]
+) -> list[AuditRow]:
+    """Both sides of the last condition of Assumption 2.3, over all pairs of neurons of level 1; ``joint`` is of the patches
+    ``kept``.
+    """
     exact = isinstance(generator, PatchGenerator) and generator.activation.zeta == 0
     if isinstance(generator, PatchGenerator) and exact:
         V, b = generator.V[0].flatten(0, 1).double().cpu(), generator.b[0].flatten().double().cpu()
@@ -342,6 +353,8 @@ def _pair_range(generator: LayeredGenerator, joint: Tensor, settings: AuditSetti
 
     def place(at: list[int]) -> str:
         (j, r), (i, q) = divmod(int(first[at[0]]), m), divmod(int(second[at[0]]), m)
+        if not exact:
+            j, i = kept[j], kept[i]
         return f"patch {j} channel {r}, patch {i} channel {q}" + (" (exact)" if exact else "")
 
     return [

@@ -40,7 +40,8 @@ from forwardsr.learn.gram import with_columns
 from forwardsr.learn.latent_law import pair_bound
 from forwardsr.model.patch_generator import PatchGenerator
 
-_CHUNK = 1024  # z at once: 75 MB a level of 64 patches of 108 numbers in float64
+_CHUNK = 1024  # z at once, at most
+_NUMBERS = 2**24  # of all levels at once: 128 MiB in float64
 UNMATCHED = 0.5  # cosine below which a column is nobody's
 _POINTS = 100  # of a curve in the JSON
 
@@ -327,8 +328,9 @@ def _fresh(
     size: list[list[Tensor]] = [[] for _ in range(levels)]
     gaps = [torch.zeros(b.shape, dtype=torch.float64) for b in learned.b]
     active, count = [torch.zeros(2, dtype=torch.float64) for _ in range(levels)], 0
-    for start in range(0, n, _CHUNK):
-        z = learned.latents(min(_CHUNK, n - start), generator)
+    chunk = max(1, min(_CHUNK, _NUMBERS // sum(k * d for k, d in learned.shapes)))
+    for start in range(0, n, chunk):
+        z = learned.latents(min(chunk, n - start), generator)
         mine, theirs = learned.hidden(z), target.hidden(z @ U.mT)
         count += len(z)
         for l, (s, s_star) in enumerate(zip(mine, theirs, strict=True)):

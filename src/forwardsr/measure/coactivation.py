@@ -21,8 +21,13 @@ def patch_form(S: Tensor, limit: int) -> Float[Tensor, "patches n m"]:
     """A hidden layer of either form, patches first; at most ``limit`` evenly spaced patches of it."""
     layer = S.transpose(0, 1) if S.ndim == 3 else S.flatten(2).permute(2, 0, 1)
     if len(layer) > limit:
-        layer = layer[torch.linspace(0, len(layer) - 1, limit, device=S.device).long()]
+        layer = layer[kept_patches(len(layer), limit)]
     return layer.contiguous()
+
+
+def kept_patches(count: int, limit: int) -> list[int]:
+    """Which of ``count`` patches :func:`patch_form` keeps."""
+    return list(range(count)) if count <= limit else torch.linspace(0, count - 1, limit).long().tolist()
 
 
 class LevelCounts:
@@ -87,13 +92,13 @@ def _triples(A: Tensor, size: Tensor, index: Tensor) -> Float[Tensor, "patches T
 def _listed_triples(A: Tensor, size: Tensor, index: Tensor) -> Float[Tensor, "patches T"]:
     patches, _, m = A.shape
     rank = _rank(m, index)
-    total = torch.zeros(patches * len(index), dtype=torch.float64)
+    places = [torch.zeros(0, dtype=torch.int64)]
     for k in range(3, int(size.max()) + 1):
         patch, row = (size == k).nonzero(as_tuple=True)
         channel = A[patch, row].nonzero()[:, 1].view(-1, k)
         p, q, r = channel[:, torch.combinations(torch.arange(k), 3)].unbind(2)
-        total += torch.bincount((patch[:, None] * len(index) + rank[p, q, r]).flatten(), minlength=len(total))
-    return total.view(patches, -1)
+        places.append((patch[:, None] * len(index) + rank[p, q, r]).flatten())
+    return torch.bincount(torch.cat(places), minlength=patches * len(index)).view(patches, -1).double()
 
 
 def _multiplied_triples(A: Tensor, index: Tensor) -> Float[Tensor, "patches T"]:

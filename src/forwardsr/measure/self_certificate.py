@@ -62,20 +62,35 @@ class Family:
 
 @dataclass(frozen=True)
 class SelfCertificate:
-    """All families of moments, from ``n`` held-out samples and as many of the generator's."""
+    """All families of moments, from ``n`` samples of the data and as many of the generator's.
+
+    ``held_out``: whether the network was learned from others; from the same, the mismatch is smaller than it ought to be.
+    """
 
     n: int
     families: tuple[Family, ...]
+    held_out: bool = True
 
     @property
     def distinguishable(self) -> bool:
         """Some discriminator tells the network from the data at this sample size."""
         return any(family.distinguishable for family in self.families)
 
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if not any(family.moments for family in self.families):
+            return f"undecided, no moment has {_LEAST} samples"
+        return "distinguishable from the data" if self.distinguishable else "not distinguishable from the data"
+
+    @property
+    def samples(self) -> str:
+        """What it was held against, in words."""
+        return "held-out samples of the data" if self.held_out else "of the samples that it was learned from"
+
     def table(self) -> Table:
         """The result as a table for a terminal."""
-        verdict = "distinguishable from the data" if self.distinguishable else "not distinguishable from the data"
-        table = Table(title=f"Self-certificate on {self.n:,} samples of the data: {verdict}")
+        table = Table(title=f"Self-certificate on {self.n:,} {self.samples}: {self.verdict}")
         for heading in ("", "level", "moments", "mean z^2", "largest |z|", "bound", "where"):
             table.add_column(heading)
         for f in self.families:
@@ -87,14 +102,27 @@ class SelfCertificate:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         families = [vars(f) | {"distinguishable": f.distinguishable} for f in self.families]
-        return {"n": self.n, "distinguishable": self.distinguishable, "families": families}
+        words = {"samples": self.samples, "verdict": self.verdict}
+        return {
+            "n": self.n,
+            "held_out": self.held_out,
+            "distinguishable": self.distinguishable,
+            **words,
+            "families": families,
+        }
 
 
 @torch.no_grad()
 def self_certificate(
-    generator: PatchGenerator, source: Source, n: int = 20_000, seed: int = 0, patch: int | None = None
+    generator: PatchGenerator,
+    source: Source,
+    n: int = 20_000,
+    seed: int = 0,
+    patch: int | None = None,
+    held_out: bool = True,
 ) -> SelfCertificate:
-    """Hold ``generator`` against ``n`` samples of ``source`` that it was not learned from (fresh, or held out by the caller).
+    """Hold ``generator`` against ``n`` samples of ``source``. ``held_out``: whether it was learned from others (fresh, or held out
+    by the caller); the result says so.
 
     ``patch``: the side of a patch, for sources of images; the network's own where not given. Raises ``UserError`` where the
     source's patches are not the network's, or hold numbers that are not finite.
@@ -120,7 +148,7 @@ def self_certificate(
     families: list[Family] = []
     for l in range(levels):
         families += [_compare(name, l + 1, real[l], fake[l]) for name in real[l].sums]
-    return SelfCertificate(n, tuple(families))
+    return SelfCertificate(n, tuple(families), held_out)
 
 
 def _patch(generator: PatchGenerator, source: Source) -> int:

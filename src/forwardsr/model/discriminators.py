@@ -10,11 +10,12 @@ paper           here            default  reason
 c (D1)          ``c``           1        0.001 makes (B.2) a sum of norms to the power 1001; 1 makes it a sum of squares
 poly(k) in o_k  ``kappa``       1.25     squared, how much dying counts over overshooting (Remark 4.1). Noise counts so too:
                                          at 2 and 2048 samples a step it shifts b/alpha by -0.004
-C_jj            ``within``      20       times Pr*[both active]^-1/2, where the paper has m^2 / (b poly(k)): with m finite some
+C_jj            ``within``      10       times Pr*[both active]^-1/2, where the paper has m^2 / (b poly(k)): with m finite some
                                          pairs fire a hundred times as often as others, and so weighted all are heard above
-                                         their noise alike. 20: exponents of order one, where all pairs learn at once; larger
+                                         their noise alike. 10: exponents of order one, where all pairs learn at once; larger
                                          ones make (C.13) a maximum, which learns one pair at a time
-C_jj'           ``across``      10       1/poly(m): within-patch pairs first
+C_jj'           ``across``      10       the same: so weighted all pairs learn together, and the order of Remark 4.2
+                                         (within a patch first) is not needed
 poly(k), R5     ``steepness``   300      the barrier is 1 at |rho| = 1 - tau
 tau, R5         ``tau``         0.02     at 0.9, where pairs of a standard target end, it must be nothing (Fact C.11): exp(-24).
                                          At 40 and 0.05 it pushes a pair at 0.89 back by 0.1

@@ -115,6 +115,7 @@ class PlantConfig:
             (self.violate == "none" or self.amount > 0, "--amount: give the size of the violation, above 0"),
             (self.violate in ("none", "non-degeneracy") or self.amount < 1, "--amount: must be below 1"),
             (self.violate != "density" or self.amount < 0.5, "--amount: a density must be below 0.5"),
+            (self.violate != "anti-concentration" or levels > 1, "--violate anti-concentration: needs two levels"),
         )
         for holds, message in checks:
             if not holds:
@@ -256,7 +257,11 @@ def _latent_law(config: PlantConfig, generator: torch.Generator) -> Float[Tensor
     """Unit rows u_jr with the correlations of the module's docstring."""
     d_1, m = config.patches[0], config.m[0]
     m_0 = config.latent or max(m, min(d_1 * m, LATENT_CAP))
-    root = torch.linalg.cholesky(_within(config, generator))
+    root, failed = torch.linalg.cholesky_ex(_within(config, generator))
+    if int(failed):
+        raise UserError(
+            f"--within {config.within}: with pairs at --amount {config.amount} no Gaussians have such correlations; lower one"
+        )
     patch = torch.arange(d_1).repeat_interleave(m)
     across = patch[:, None] != patch
     unevenness = torch.exp(0.3 * torch.randn(m_0, generator=generator, dtype=torch.float64))

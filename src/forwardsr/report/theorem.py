@@ -66,13 +66,12 @@ def lemmas(chapter: Chapter) -> Section | None:
 
 
 def against_data(chapter: Chapter) -> Section | None:
-    """The self-certificate: every discriminator's moments, learned against held-out, in standard errors."""
+    """The self-certificate: every discriminator's moments, learned against the data's, in standard errors."""
     found = _found(chapter)
     if found is None or "families" not in found:
         return None
-    verdict = "can be told from" if found["distinguishable"] else "cannot be told from"
     sentence = parts().sentence(
-        f"With {found['n']:,} held-out samples the network {verdict} the data, by these discriminators."
+        f"On {found['n']:,} {found['samples']} the network is {found['verdict']}, by these discriminators."
     )
     rows = [
         (
@@ -83,7 +82,7 @@ def against_data(chapter: Chapter) -> Section | None:
         for f in found["families"]
     ]
     table = parts().table({"head": ["mean z²", "largest |z|", "bound", "where"], "groups": [("Moments", rows)]})
-    return Section("self-certificate", "Against held-out data", sentence + table)
+    return Section("self-certificate", "Against the data", sentence + table)
 
 
 def stages(chapter: Chapter) -> Section | None:
