@@ -34,16 +34,22 @@ def measure(case: str, quick: bool) -> None:
     module, own, records = importlib.import_module(f"cases.{case}"), machine(), []
     path, start = RESULTS / f"bench-{case}{'-quick' * quick}.json", time.perf_counter()
     print(f"{module.TITLE} ({'quick' if quick else 'full'})", flush=True)
-    for record in module.run(not quick):
-        records.append(replace(record, machine=own["processor"]))
-        print(line(records[-1]), flush=True)
+
+    def write(complete: bool) -> None:
         content = {
             "mode": "quick" if quick else "full",
+            "complete": complete,
             "machine": own,
             "wall_seconds": round(time.perf_counter() - start, 1),
             "records": [each.to_json() for each in records],
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
+
+    for record in module.run(not quick):
+        records.append(replace(record, machine=own["processor"]))
+        print(line(records[-1]), flush=True)
+        write(complete=False)
+    write(complete=True)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 The networks are torchgan's (``pip install --no-deps torchgan==0.1.0``), trained by the recipe of Radford et al. (2016) as it
 ships it: minimax loss with logits, non-saturating for the generator, Adam(2e-4, 0.5, 0.999), batches of 64, images in [-1, 1].
 ``--step-channels 32``, the default here, gives them less than half the multiply-adds a picture of the joint learner's networks, so
-that they see about twice as many pictures in the same time; torchgan's own default of 64 is four times as slow. They are given
+that they see about 1.3 times as many pictures in the same time; torchgan's own default of 64 is four times as slow. They are given
 channels-last memory, as ours. A DCGAN draws the finest level alone, so its coarser levels are average-pooled from that.
 
     python benchmarks/dcgan.py SOURCE --budget 40m --out dcgan.json

@@ -1,7 +1,7 @@
 """Keep studies in the docs: page and figures (small) under docs/study/NAME, and one table of all claims in docs/study/README.md.
 
-forwardsr reproduce all --source celeba9k.zip --scale cpu --out run-study-faces
-forwardsr reproduce all --source heritage64.zip --scale cpu --out run-study-heritage
+forwardsr reproduce all agnostic --source celeba9k.zip --scale cpu --out run-study-faces
+forwardsr reproduce all agnostic --source heritage64.zip --scale cpu --out run-study-heritage
 python benchmarks/study.py faces=run-study-faces heritage=run-study-heritage
 """
 
@@ -48,7 +48,9 @@ def spread(claim: dict[str, Any]) -> str:
     first, *seeds = (one(run) for run in claim["effects"].values())
     known = [x for x in seeds if math.isfinite(x)]
     shown = f"{first:.3g}" if math.isfinite(first) else "never"
-    return shown + (f" ({min(known):.3g} to {max(known):.3g})" if known else "")
+    if not known:
+        return shown
+    return f"{shown} ({min(known):.3g} to {max(known):.3g}{', others never' if len(known) < len(seeds) else ''})"
 
 
 def table(studies: dict[str, dict[str, Any]]) -> str:

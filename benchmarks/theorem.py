@@ -115,7 +115,7 @@ def largest(samples: int = 1_000_000) -> list[Line]:
 def noise() -> list[Line]:
     """Also 1e-3: between rounding and what one calls noise the tolerances change hands."""
     amounts = (0.0, 1e-3, 0.01, 0.03, 0.1)
-    return [trial(f"noise {x:g}", PlantConfig(), MinmaxConfig(), noise=x) | {"noise": x} for x in amounts]
+    return [trial(f"noise {x:g}", PlantConfig(), MinmaxConfig(), noise=x, fresh=10_000) | {"noise": x} for x in amounts]
 
 
 EXPERIMENTS: dict[str, Callable[[], list[Line]]] = {

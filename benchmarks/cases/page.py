@@ -41,7 +41,7 @@ def goals(records: dict[str, list[Record]]) -> str:
             lines = [record for record in own if record.goal.get(name) == bound]
             worst = max(lines, key=lambda record: record.ratio[name])
             met = sum(record.met[name] for record in lines)
-            where = f"{number(worst.ratio[name])} ({worst.setting}, n = {count(worst.n)})"
+            where = f"{worst.ratio[name]:.{3 if worst.met[name] else 4}g} ({worst.setting}, n = {count(worst.n)})"
             rows.append(f"| {title(case)} | {name} | {bound:g} | {met} of {len(lines)} | {where} |")
     return "\n".join(rows) + "\n"
 
@@ -50,8 +50,9 @@ def section(case: str, content: dict[str, Any], records: list[Record]) -> str:
     """One case: what it is, on what machine, what is to be said of it, its table."""
     module, own = importlib.import_module(f"cases.{case}"), content["machine"]
     about = (module.__doc__ or "").strip()
+    mode = content["mode"] if content.get("complete", True) else f"{content['mode']}, cut short"
     machine = (
-        f"*{content['mode']}; {own['processor']}, {own['cores']} cores, {own['threads']} thread(s), load {own['load']} when it "
+        f"*{mode}; {own['processor']}, {own['cores']} cores, {own['threads']} thread(s), load {own['load']} when it "
         f"began; torch {own['torch']}, Python {own['python']}; {content['wall_seconds'] / 60:.0f} minutes of wall time.*"
     )
     return "\n".join(
@@ -77,8 +78,9 @@ def held(record: Record, name: str) -> str:
     """A ratio, beside its goal where it has one."""
     if name not in record.goal:
         return number(record.ratio.get(name))
-    sign = "≤" if record.met[name] else "**>**"
-    return f"{number(record.ratio[name])} {sign} {record.goal[name]:g}"
+    if record.met[name]:
+        return f"{number(record.ratio[name])} ≤ {record.goal[name]:g}"
+    return f"{record.ratio[name]:.4g} **>** {record.goal[name]:g}"  # a digit more: a miss may be narrow
 
 
 def line(record: Record) -> str:

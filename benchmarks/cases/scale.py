@@ -5,7 +5,7 @@ began (MiB). *Exponents* are least-squares slopes of the logarithms over all lin
 what does not grow is most; 1 is linear, 0 says that nothing grows.
 
 * **samples** and **patches** (of the finest level): planted targets, `learn --method minmax`. Chunks are streamed, so samples must
-  not cost memory; a patch more is a patch more of weights, and of the few samples (some 16,000) that its features are found from.
+  not cost memory; a patch more is a patch more of weights, and of the few samples (10,000) that its features are found from.
 * **channels** of every patch: the first level's law has p(p - 1)/2 pairs, p = 4 m, and a product of p x p a sample.
 * **resolution** (the side): `minmax` and `joint` on photographs; a level more has four times the pixels, the exponent of a cost
   linear in pixels is 2.
