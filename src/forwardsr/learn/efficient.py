@@ -98,7 +98,8 @@ def feature_stage(
         own = stream if part == slice(0, k) else PatchesOf(stream, level, part)
         return learn_features(own, level, m, n, torch.Generator().manual_seed(seed), salt)
 
-    found = _divided(stream, k, lambda part: _grouped(part, HELD // (FEW * d), work))
+    most = HELD // max(FEW * d, stream.available(n) * m)  # with noise the values of all samples are held, too
+    found = _divided(stream, k, lambda part: _grouped(part, most, work))
     notes = []
     if bool(found.bad.any()):
         notes.append(f"level {l}: no feature was found for (patch, channel) {names(found.bad)}")
@@ -275,17 +276,18 @@ def super_resolution_stage(
     q = graph.shape[1] * width
 
     def work(part: slice) -> Regression:
-        sources, outputs, wires = [], [], graph[part]
-        lower, upper = below.threshold[:, None, :], here.decoder[part]
+        sources, outputs = [], []
+        used, wires = graph[part].unique(return_inverse=True)
+        lower, decoder, upper = below.threshold[used, None, :], below.decoder[used], here.decoder[part]
         for chunk in stream.chunks(n, l, salt):
-            s = chunk[level - 1] @ below.decoder.mT
+            s = chunk[level - 1][used] @ decoder.mT
             sources.append(s * (s > lower))
             outputs.append(chunk[level][part] @ upper.mT)
         s, y = torch.cat(sources, 1), torch.cat(outputs, 1)
         inputs = s[wires.reshape(-1)].view(len(wires), graph.shape[1], n, width).transpose(1, 2).reshape(-1, n, q)
-        return regress(inputs, y, here.threshold[part], below.decoded_noise[wires.reshape(-1)].view(-1, q))
+        return regress(inputs, y, here.threshold[part], below.decoded_noise[graph[part].reshape(-1)].view(-1, q))
 
-    fit = _divided(stream, k, lambda part: _grouped(part, HELD // (n * m), work))
+    fit = _divided(stream, k, lambda part: _grouped(part, HELD // (n * max(m, q)), work))
     V = fit.V.view(k, m, graph.shape[1], width).transpose(1, 2)
     bound = 0.05 + 3 * here.decoded_noise / here.rms[:, None]
     off = (fit.residual > bound) | (fit.disagreement > 0.05)
