@@ -1,6 +1,7 @@
 """Runs and peers side by side, as the Markdown table that docs/joint.md shows.
 
     python benchmarks/compare.py run-faces dcgan-faces.json
+    python benchmarks/compare.py --keep run-faces benchmarks/results/joint-faces.json     # ... so that the run is not needed again
 
 Each argument is a Run (its ``distance.json`` is read) or the JSON that a benchmark wrote. All must be distances of equal ``n``
 from the same source; their floors are checked to be the same.
@@ -18,12 +19,18 @@ def read(path: Path) -> dict[str, Any]:
     """One side: its name, how far it was trained, its distances."""
     if not path.is_dir():
         record: dict[str, Any] = json.loads(path.read_text())
-        return record | {"name": f"{record['peer']}, step_channels={record['step_channels']}"}
+        return (
+            record
+            if "name" in record
+            else record | {"name": f"{record['peer']}, step_channels={record['step_channels']}"}
+        )
     config = json.loads((path / "config.json").read_text())
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     end = next(line for line in reversed(lines) if line["kind"] == "end")
     distance: dict[str, Any] = json.loads((path / "distance.json").read_text())
-    return distance | {"name": f"forwardsr {config['method']}", "images": end["images"], "seconds": end["seconds"]}
+    # minmax sees all images of its source, as its log's line of the distance says.
+    seen = next(line["images"] for line in reversed(lines) if "images" in line)
+    return distance | {"name": f"forwardsr {config['method']}", "images": seen, "seconds": end["seconds"]}
 
 
 def main(paths: list[Path]) -> None:
@@ -46,4 +53,7 @@ def main(paths: list[Path]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--keep"]:
+        Path(sys.argv[3]).write_text(json.dumps(read(Path(sys.argv[2])), indent=1) + "\n")
+        sys.exit()
     main([Path(argument) for argument in sys.argv[1:]])

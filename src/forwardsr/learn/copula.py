@@ -17,10 +17,9 @@ Six neurons a feature, with the rows :math:`(\pm V, \Gamma)` of V_1.
   Some pictures have contrast everywhere and some nowhere; no Gram matrix of signed features says so.
 
 What the thresholds take from the last two is made up for by drawing (:data:`CALIBRATIONS` times). On principal components of the
-whole image the copula is half as good (distance 46 against 32, floor 34, faces at 8 px): the marginals of local, sparse features say
-more. Loudness takes 8 px faces from 33.9 to 31.1 and buildings from 37.5 to 34.8 (2,048 images, four draws, floors 24 and 22), and
-16 px buildings from 39.8 to 36.8 (1,024), since level 1's contrasts move the thresholds of level 2. One, three or five factors gain
-less.
+whole image the copula is several times as far above the floor of the distance: the marginals of local, sparse features say more.
+Loudness brings level 1 nearer to its floor, and finer levels with it, since level 1's contrasts move their thresholds. One, three or
+five factors gain less.
 """
 
 from __future__ import annotations
