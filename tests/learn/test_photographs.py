@@ -178,6 +178,12 @@ def test_a_learned_network_draws_like_its_images_and_pools_exactly() -> None:
 
     assert float(rough(source.pyramid[-1])) > 0.3
     assert float(rough(drawn[-1])) > 0.15  # 0 where innovations know nothing of the coarser level
+    z = model.latents(2000, torch.Generator().manual_seed(0))
+    still = z.clone()
+    still[:, model.V[0].shape[-1] :] = 0
+    new = (model.render(model.hidden(z))[1] - model.render(model.hidden(still))[1]).abs()
+    contrast = torch.nn.functional.interpolate(model.render(model.hidden(z))[0].abs(), scale_factor=2)
+    assert float(torch.corrcoef(torch.stack([new.flatten(), contrast.flatten()]))[0, 1]) > 0.1
     pooled = torch.nn.functional.avg_pool2d(drawn[1], 2)
     assert float((pooled - drawn[0]).square().mean() / drawn[0].var()) < 0.01
     # From the state after level 1 the same network follows, bit for bit.
