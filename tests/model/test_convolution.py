@@ -1,6 +1,7 @@
 """The fast convolutions against PyTorch's own: values, both gradients, second derivatives, and what is computed when."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -207,3 +208,24 @@ def test_half_precision_and_autocast_are_left_to_pytorch(monkeypatch: pytest.Mon
     assert transposed(s.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         assert transposed(s, weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_an_image_in_half_precision_is_as_exact_as_pytorch_s(autocast: bool) -> None:
+    """Value and all gradients: as far from float64's as those of ``conv_transpose2d`` in bfloat16, or nearer."""
+    cotangent, weight, s = drawn(2, 3, 64, 16, 16, torch.float32)
+    bias = torch.tensor([0.5, -1.0, 2.0])
+
+    def found(function: Callable[..., Tensor], dtype: torch.dtype, cast: bool) -> list[Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in (s, weight, bias)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            out = function(*inputs)
+        gradients = torch.autograd.grad(out, inputs, cotangent.to(out.dtype))
+        assert all(g.dtype == x.dtype for g, x in zip(gradients, inputs))
+        return [x.double() for x in (out, *gradients)]
+
+    dtype = torch.float32 if autocast else torch.bfloat16
+    library = partial(F.conv_transpose2d, stride=2, padding=2)
+    exact = found(library, torch.float64, False)
+    for ours, theirs, truth in zip(found(transposed, dtype, autocast), found(library, dtype, autocast), exact):
+        assert (ours - truth).norm() <= 1.1 * (theirs - truth).norm() < 0.01 * truth.norm()
