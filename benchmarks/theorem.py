@@ -3,6 +3,7 @@
     python benchmarks/theorem.py standard     # the standard target at a million samples
     python benchmarks/theorem.py seeds        # ten targets at a million samples, each held to the goals
     python benchmarks/theorem.py limit        # what all neurons of the first layer together could tell, at a million samples
+    python benchmarks/theorem.py pairs        # what the pairs' estimates give when all their covariances are used
     python benchmarks/theorem.py slopes       # 1e5 to 1e7 samples: the slope of every error, seconds against samples
     python benchmarks/theorem.py patches      # 4 to 340 patches: seconds against patches
     python benchmarks/theorem.py largest      # 4 levels, 256 patches in the finest, m = 64: audited, learned, certified
@@ -35,6 +36,7 @@ from theorem_command_line import finite, undetermined
 from theorem_limit import limit
 from theorem_outside import outside
 from theorem_page import write_page
+from theorem_pairs import pairs
 from theorem_trial import Line, show, slope, straight, trial
 
 RESULTS = Path(__file__).parent / "results"
@@ -120,7 +122,20 @@ def noise() -> list[Line]:
 
 EXPERIMENTS: dict[str, Callable[[], list[Line]]] = {
     f.__name__: f
-    for f in (standard, seeds, limit, slopes, patches, largest, noise, assumptions, outside, finite, undetermined)
+    for f in (
+        standard,
+        seeds,
+        limit,
+        pairs,
+        slopes,
+        patches,
+        largest,
+        noise,
+        assumptions,
+        outside,
+        finite,
+        undetermined,
+    )
 }
 
 

@@ -34,13 +34,20 @@ def _seeds(lines: list[Line]) -> str:
 
 def _limit(lines: list[Line]) -> str:
     """What the learner reached on the same targets, beside it."""
-    reached = {line["what"]: line for line in json.loads((RESULTS / "theorem-seeds.json").read_text())["lines"]}
-    rows = [
-        [line["what"], reached[line["what"]]["median %"], line["median %"], reached[line["what"]]["95th %"], line["95th %"],
-         f"{line['95th % least']:.3g} to {line['95th % largest']:.3g}", line["slope"], line["bias"]]
-        for line in lines
+    reached, pairs = (
+        {line["what"]: line for line in json.loads((RESULTS / f"theorem-{name}.json").read_text())["lines"]}
+        for name in ("seeds", "pairs")
+    )
+    rows: list[list[object]] = []
+    for line in lines:
+        own, with_all = reached[line["what"]], pairs[line["what"]]
+        gain = with_all["95th %, all covariances"] / with_all["95th %"]
+        errors = [own["median %"], line["median %"], own["95th %"], f"{gain:.3f}", line["95th %"]]
+        between = f"{line['95th % least']:.3g} to {line['95th % largest']:.3g}"
+        rows.append([line["what"], *errors, between, line["slope"], line["bias"]])
+    head = [
+        "", "median %: reached", "limit", "95th %: reached", "x, all covariances", "limit", "its draws", "slope", "mean score",
     ]  # fmt: skip
-    head = ["", "median %: reached", "limit", "95th %: reached", "limit", "its draws", "slope", "mean score"]
     return _markdown(head, rows)
 
 

@@ -163,7 +163,7 @@ def both_below(t1: Float[Tensor, " n"], t2: Float[Tensor, " n"], rho: Float[Tens
     return torch.special.ndtr(t1) * torch.special.ndtr(t2) + torch.asin(rho) * (inside @ w) / (2 * math.pi)
 
 
-def _half_active(t1: Tensor, t2: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+def half_active(t1: Tensor, t2: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
     """Where only neuron 1 is active: the quadratic ``a_0 + a_1 x + a_2 x^2`` (x = g - t1) nearest its score, and its information."""
     nodes, weights = _legendre()
     low = t1.clamp_min(-_REACH)
@@ -184,8 +184,8 @@ def _score(t1: Tensor, t2: Tensor, rho: Tensor, sums: dict[str, Tensor]) -> tupl
     r2 = 1 - rho.square()
     density = torch.exp(-(t1.square() + t2.square() - 2 * rho * t1 * t2) / (2 * r2)) / (2 * math.pi * r2.sqrt())
     neither = both_below(t1, t2, rho).clamp_min(1e-300)
-    first, info_first = _half_active(t1, t2, rho)
-    second, info_second = _half_active(t2, t1, rho)
+    first, info_first = half_active(t1, t2, rho)
+    second, info_second = half_active(t2, t1, rho)
     score = sums["00"] * density / neither
     score = score + (first * sums["10"]).sum(-1) + (second * sums["01"]).sum(-1)
     product, squares = sums["11"][..., 1], sums["11"][..., 2]
