@@ -23,7 +23,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-CASES = ("features", "latent", "end_to_end", "generic", "training", "scale")
+CASES = ("features", "latent", "end_to_end", "generic", "training", "pictures", "scale")
 
 
 def measure(case: str, quick: bool) -> None:

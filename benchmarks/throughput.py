@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from forwardsr.data.pyramid import Pyramid, pool
 from forwardsr.device import resolve_device, resolve_precision
@@ -55,6 +55,12 @@ class Noise:
     def draw(self, n: int, generator: torch.Generator, levels: int | None = None) -> Pyramid:
         """The same ``n`` pictures."""
         return self.pyramid
+
+    def finest(self, device: torch.device) -> Tensor:
+        """They in their largest size, on ``device``."""
+        if self.pyramid[-1].device != device:
+            self.pyramid = self.pyramid.map(device=device)
+        return self.pyramid[-1]
 
 
 class PlainLearner(JointLearner):

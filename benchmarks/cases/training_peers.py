@@ -34,7 +34,8 @@ from cases import bmsg_gan
 from cases.record import OURS
 from forwardsr.device import resolve_precision
 from forwardsr.learn.joint import JointConfig, JointLearner
-from throughput import Noise, PlainLearner
+from throughput import Noise as Source
+from throughput import PlainLearner
 
 PLAIN = "the same networks, plain loop"
 UNUSED = ("torchvision", "kornia", "kornia.filters", "adabelief_pytorch", "tqdm")  # by a step of lightweight-gan
@@ -53,6 +54,8 @@ class Training:
     """Real pictures in a step."""
     period: int = 1
     """Steps after which the work repeats; the first of a period has the most."""
+    averaged: Callable[[], nn.Module] | None = None
+    """A generator of averaged weights, where the side has one."""
 
     def parameters(self) -> list[nn.Parameter]:
         """Of both networks."""
@@ -76,18 +79,18 @@ def shell(package: str) -> None:
     sys.modules[package] = module
 
 
-def joint(source: Noise, width: int, device: torch.device) -> Training:
+def joint(source: Source, width: int, device: torch.device) -> Training:
     """forwardsr's own learner, with its own choice of precision."""
     precision = resolve_precision("auto", device)
     return _learner(JointLearner(_config(source, width, precision), source, device), forwardsr.__version__)
 
 
-def plain(source: Noise, width: int, device: torch.device) -> Training:
+def plain(source: Source, width: int, device: torch.device) -> Training:
     """forwardsr's networks by the usual loop."""
     return _learner(PlainLearner(_config(source, width, "float32"), source, device), f"torch {torch.__version__}")
 
 
-def _config(source: Noise, width: int, precision: str) -> JointConfig:
+def _config(source: Source, width: int, precision: str) -> JointConfig:
     return JointConfig(width=width, batch=source.pyramid.n, precision=precision, flip=False)
 
 
@@ -101,67 +104,64 @@ def _learner(learner: JointLearner, version: str) -> Training:
         learner.advance,
         config.batch,
         config.penalty_interval,
+        learner.shown,
     )
 
 
-def torchgan(source: Noise, width: int, device: torch.device) -> Training:
+def torchgan(source: Source, width: int, device: torch.device) -> Training:
     """``width``: its ``step_channels``, of the finest hidden layer."""
     shell("torchgan")
     models, losses = (importlib.import_module(f"torchgan.{name}") for name in ("models.dcgan", "losses.minimax"))
-    real = source.pyramid[-1].to(device)
-    generator = models.DCGANGenerator(out_size=real.shape[-1], step_channels=width).to(device)
-    critic = models.DCGANDiscriminator(in_size=real.shape[-1], step_channels=width).to(device)
+    batch, side = source.pyramid.n, source.shapes[-1][-1]
+    generator = models.DCGANGenerator(out_size=side, step_channels=width).to(device)
+    critic = models.DCGANDiscriminator(in_size=side, step_channels=width).to(device)
     optimizer_g, optimizer_d = (torch.optim.Adam(each.parameters(), 2e-4, (0.5, 0.999)) for each in (generator, critic))
     loss_g, loss_d = losses.MinimaxGeneratorLoss(), losses.MinimaxDiscriminatorLoss()
 
     def step() -> None:
-        loss_d.train_ops(generator, critic, optimizer_d, real, device)
-        loss_g.train_ops(generator, critic, optimizer_g, device, len(real))
+        loss_d.train_ops(generator, critic, optimizer_d, source.finest(device), device)
+        loss_g.train_ops(generator, critic, optimizer_g, device, batch)
 
-    return Training(importlib.metadata.version("torchgan"), generator, critic, generator.encoding_dims, step, len(real))
+    return Training(importlib.metadata.version("torchgan"), generator, critic, generator.encoding_dims, step, batch)
 
 
-def mimicry(source: Noise, width: int, device: torch.device) -> Training:
+def mimicry(source: Source, width: int, device: torch.device) -> Training:
     """``width``: its ``ndf``; ``ngf`` is twice that at 32 px and the same at others, as in its defaults."""
     for package in ("torch_mimicry", "torch_mimicry.training"):
         shell(package)
     sngan = importlib.import_module("torch_mimicry.nets.sngan")
     log = importlib.import_module("torch_mimicry.training.metric_log")
-    real, critics = source.pyramid[-1].to(device), 5
-    side = real.shape[-1]
+    critics, batch, side = 5, source.pyramid.n, source.shapes[-1][-1]
     generator = getattr(sngan, f"SNGANGenerator{side}")(ngf=2 * width if side == 32 else width).to(device)
     critic = getattr(sngan, f"SNGANDiscriminator{side}")(ndf=width).to(device)
     optimizer_g, optimizer_d = (torch.optim.Adam(each.parameters(), 2e-4, (0.0, 0.9)) for each in (generator, critic))
-    batch = real, torch.zeros(len(real), dtype=torch.int64, device=device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def step() -> None:
         seen = log.MetricLog()
         for _ in range(critics):
-            seen = critic.train_step(batch, generator, optimizer_d, seen, device)
-        generator.train_step(batch, critic, optimizer_g, seen, device)
+            real = source.finest(device), labels
+            seen = critic.train_step(real, generator, optimizer_d, seen, device)
+        generator.train_step(real, critic, optimizer_g, seen, device)
 
-    return Training(
-        importlib.metadata.version("torch-mimicry"), generator, critic, generator.nz, step, critics * len(real)
-    )
+    return Training(importlib.metadata.version("torch-mimicry"), generator, critic, generator.nz, step, critics * batch)
 
 
-def lightweight(source: Noise, width: int, device: torch.device) -> Training:
+def lightweight(source: Source, width: int, device: torch.device) -> Training:
     """``width``: its ``fmap_max`` and ``latent_dim``."""
     shell("lightweight_gan")
-    package, real = _lightweight_gan(), source.pyramid[-1][:4].to(device)
+    package, batch, side = _lightweight_gan(), 4, source.shapes[-1][-1]
 
     class Built(package.LightweightGAN):  # type: ignore[misc, name-defined]
         def cuda(self, device: object = None) -> Built:
             return self  # its constructor ends by asking for a GPU
 
-    gan = Built(
-        latent_dim=width, image_size=real.shape[-1], fmap_max=width, attn_res_layers=[32], disc_output_size=1
-    ).to(device)
+    gan = Built(latent_dim=width, image_size=side, fmap_max=width, attn_res_layers=[32], disc_output_size=1).to(device)
     gan.train()
     interval, weight, count = 4, 10.0, [0]
 
     def step() -> None:
-        penalised = count[0] % interval == 0
+        real, penalised = source.finest(device)[:batch], count[0] % interval == 0
         count[0] += 1
         gan.D_opt.zero_grad()
         with torch.no_grad():
@@ -184,8 +184,8 @@ def lightweight(source: Noise, width: int, device: torch.device) -> Training:
         gan.G_opt.step()
         loss.item()
 
-    version = importlib.metadata.version("lightweight-gan")
-    return Training(version, gan.G, _First(gan.D), width, step, len(real), interval)
+    version = importlib.metadata.version("lightweight-gan")  # its trainer averages nothing before step 20,000
+    return Training(version, gan.G, _First(gan.D), width, step, batch, interval)
 
 
 class _First(nn.Module):
@@ -218,14 +218,16 @@ def _lightweight_gan() -> types.ModuleType:
     return package
 
 
-def bmsg(source: Noise, width: int, device: torch.device) -> Training:
+def bmsg(source: Source, width: int, device: torch.device) -> Training:
     """``width``: its latent's size, and of the coarser layers."""
-    real = source.pyramid[-1].to(device)
-    trainer = bmsg_gan.Trainer(real.shape[-1], width, device)
-    return Training("re-declared", trainer.generator, trainer.critic, width, lambda: trainer.step(real), len(real))
+    trainer = bmsg_gan.Trainer(source.shapes[-1][-1], width, device)
+    return Training(
+        "re-declared", trainer.generator, trainer.critic, width, lambda: trainer.step(source.finest(device)),
+        source.pyramid.n, averaged=lambda: trainer.average,
+    )  # fmt: skip
 
 
-SIDES: dict[str, Callable[[Noise, int, torch.device], Training]] = {
+SIDES: dict[str, Callable[[Source, int, torch.device], Training]] = {
     OURS: joint,
     PLAIN: plain,
     "DCGAN, torchgan": torchgan,
