@@ -30,7 +30,7 @@ $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/python -m pip install --quiet --no-deps torch-mimicry==0.1.16  # its own dependencies include tensorflow
 	touch $@
 
-# Against peers and limits: makes docs/benchmarks.md. In full, under an hour on two idle cores; the quick one, minutes.
+# Against peers and limits: makes docs/benchmarks.md. In full, about an hour on two idle cores; the quick one, minutes.
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench.py
 

@@ -12,7 +12,7 @@ from cases.record import Record
 
 HEAD = """# Benchmarks
 
-Made by `make bench` (all cases; under an hour on two idle cores) from `benchmarks/`; `make bench-quick` runs the smaller settings
+Made by `make bench` (all cases; about an hour on two idle cores) from `benchmarks/`; `make bench-quick` runs the smaller settings
 in a few minutes. One record a side: sides of equal setting and n had the same samples and ran in alternation. Seconds are of the
 processor (medians, one thread); *spread* is (largest - least) / median over the rounds, or, where sides were simulated, the
 standard error of the ratio. A *ratio* is ours over that side's; what is held to a goal stands beside it.

@@ -201,13 +201,14 @@ def test_the_same_seed_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(winograd.down(x, weight)[0], winograd.down(x.clone(), weight.clone())[0])
 
 
-def test_half_precision_and_autocast_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_many_channels_half_precision_and_autocast_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     everywhere(monkeypatch)
     monkeypatch.setattr(winograd, "up", None)
     _, weight, s = drawn(2, 4, 4, 8, 8, torch.float32)
     assert transposed(s.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         assert transposed(s, weight).dtype == torch.bfloat16
+        assert transposed(s.double(), weight.double()).dtype == torch.float64  # which autocast leaves alone
 
 
 @pytest.mark.parametrize("autocast", [True, False])

@@ -70,7 +70,7 @@ def transposed(
 ) -> Float[Tensor, "n c H W"]:
     """The transposed convolution, H = stride h, W = stride w: ``conv_transpose2d`` with padding (k - stride) / 2."""
     if _library(s):
-        if s.device.type != "cpu" or not _from_or_to_image(weight):
+        if s.device.type != "cpu" or s.dtype == torch.float64 or not _from_or_to_image(weight):
             return F.conv_transpose2d(s, weight, bias, stride, (weight.shape[2] - stride) // 2)
         half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else s.dtype
         s, weight, bias = s.to(half), weight.to(half), None if bias is None else bias.to(half)
