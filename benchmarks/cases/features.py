@@ -136,7 +136,7 @@ def compare(target: PatchGenerator, m: int, noise: float, n: int, at_most: dict[
                 len(side.seconds),
                 ratio,
                 goals,
-            )
+            )  # fmt: skip
         )
     if noise:
         bound = limit(target, x, seed=1)
