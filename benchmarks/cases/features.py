@@ -123,20 +123,9 @@ def compare(target: PatchGenerator, m: int, noise: float, n: int, at_most: dict[
         goals = {"error": goal, "seconds": 1.0} if name == OURS and goal else {}
         version = forwardsr.__version__ if name == OURS else PEERS[name][1]
         setting = f"m = {m}, {f'noise {noise:.0%}' if noise else 'no noise'}"
+        turns = len(side.seconds)
         records.append(
-            Record(
-                "features",
-                setting,
-                name,
-                version,
-                n,
-                error[name],
-                side.median,
-                side.spread,
-                len(side.seconds),
-                ratio,
-                goals,
-            )  # fmt: skip
+            Record("features", setting, name, version, n, error[name], side.median, side.spread, turns, ratio, goals)
         )
     if noise:
         bound = limit(target, x, seed=1)
