@@ -28,6 +28,7 @@ test: check
 $(VENV)/.bench: $(VENV)/.done
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m pip install --quiet --no-deps torch-mimicry==0.1.16  # its own dependencies include tensorflow
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision  # built for another torch: no side needs it, and tests would find it
 	touch $@
 
 # Against peers and limits: makes docs/benchmarks.md. In full, about an hour on two idle cores; the quick one, minutes.
