@@ -168,7 +168,7 @@ def _subspace(stream: Stream, level: int, m: int, n: int, salt: int) -> tuple[Te
         if first and seen >= enough:
             values, vectors = torch.linalg.eigh(moment)
             basis = vectors[:, :, d - m :]
-            outside = (x.mT - basis @ (basis.mT @ x.mT)).square().sum((1, 2)) / x.shape[1]
+            outside = (x.square().sum((1, 2)) - (basis.mT @ x.mT).square().sum((1, 2))) / x.shape[1]
             exact = bool((outside < (_EXACT * _EXACT) * values.sum(1) / seen).all())
             if exact:
                 break
