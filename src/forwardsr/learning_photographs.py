@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from forwardsr.data.pyramid import Pyramid
 from forwardsr.data.source import FiniteSource, Source
 from forwardsr.drawing import save_features
 from forwardsr.errors import UserError
-from forwardsr.learn.copula import learn_first_level
-from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.photographs import LevelRecord, State, learn_photographs
 from forwardsr.learn.stream import Stream
 from forwardsr.measure.distance import Reference
@@ -75,10 +72,9 @@ def learn_images(source: Source, settings: dict[str, Any], free: frozenset[str],
                 + "".join(f", {key} {value:.3g}" for key, value in record.metrics.items())
             )
 
-        law = partial(learn_first_level_adversarially, channels=channels)
         model = learn_photographs(
             stream, channels, settings["seed"], settings["innovation"], keep, None if saved is None else saved["state"],
-            law if settings["level1"] == "adversarial" else learn_first_level,
+            settings["level1"],
         )  # fmt: skip
         seconds = time.monotonic() - start
         model.save(run.path / "model.safetensors", {"command": str(settings["command"])})

@@ -6,7 +6,8 @@ Only the lowest resolution needs global learning, so only it is given to a game.
 
 starts from the closed form (:mod:`forwardsr.learn.copula`) and moves W_1, V_1, b_1, mu_1 by Adam against the multi-scale critic of
 :mod:`forwardsr.model.critic` with one scale, with the loss of :mod:`forwardsr.learn.adversarial`. What is kept is the average
-of the generator's weights. In 60,000 images the game does not improve on the closed form, which is therefore the default. The
+of the generator's weights. In 60,000 images the game does not improve on the closed form, as descent in the sliced Wasserstein
+distance does (:mod:`forwardsr.learn.sliced`), which is therefore the default. The
 contrasts that gate level 2 are those of the closed form's features, recomputed by least squares for the trained weights.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from forwardsr.data.pyramid import Pyramid, fold
 from forwardsr.learn.adversarial import LOSSES, average, gradient_penalty
 from forwardsr.learn.copula import FirstLevel, learn_first_level
+from forwardsr.learn.sliced import fitted_contrast, render
 from forwardsr.model.critic import Critic
 
 IMAGES = 60_000  # seen: less than a minute at 8 px
@@ -28,7 +30,6 @@ BATCH = 64
 RATE_G, RATE_D = 2e-4, 2e-4  # the generator starts near its goal: five times below the joint learner's
 GAMMA, PENALTY_INTERVAL = 1.0, 8
 HALF_LIFE = 10_000.0  # of the average, in images
-SAMPLES = 4096  # that the contrasts are fitted to
 
 
 def learn_first_level_adversarially(
@@ -50,7 +51,7 @@ def learn_first_level_adversarially(
         shown = torch.where(torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5, real[index].flip(-1), real[index])
         z = torch.randn(BATCH, start.V.shape[2], generator=generator)
         W, V, b, mean = weights
-        drawn = fold(_render(W, V, b, mean, z)[1], channels)
+        drawn = fold(render(replace(start, W=W, V=V, b=b, mean=mean), z)[1].transpose(0, 1), channels)
         judged = critic([torch.cat([shown, drawn.detach()])])
         total = loss(judged[:, :BATCH], judged[:, BATCH:])[0].mean()
         if step % PENALTY_INTERVAL == 0:
@@ -67,22 +68,4 @@ def learn_first_level_adversarially(
         average(kept, [t.detach() for t in weights], 0.5 ** (BATCH / min(HALF_LIFE, 0.05 * BATCH * (step + 1))))
     W, V, b, mean = kept
     found = replace(start, W=W, V=V, b=b, mean=mean)
-    return replace(found, contrast=_contrast(found, generator))
-
-
-def _render(W: Tensor, V: Tensor, b: Tensor, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden layer ``(n, k, m)`` and the patches ``(n, k, d)``."""
-    k, m, m_0 = V.shape
-    s = (z @ V.reshape(k * m, m_0).T - b.reshape(-1)).relu().view(-1, k, m)
-    return s, (s.transpose(0, 1) @ W.mT).transpose(0, 1) + mean
-
-
-@torch.no_grad()
-def _contrast(found: FirstLevel, generator: torch.Generator) -> Tensor:
-    """``(k, m, r)``: the linear map of the hidden layer nearest to |values of the features| on drawn samples."""
-    z = torch.randn(SAMPLES, found.V.shape[2], generator=generator)
-    s, x = _render(found.W, found.V, found.b, found.mean, z)
-    s, size = s.transpose(0, 1), ((x - found.mean).transpose(0, 1) @ found.basis).abs()
-    gram = s.mT @ s / SAMPLES
-    ridge = 1e-3 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram.shape[1])
-    return torch.linalg.solve(gram + ridge, s.mT @ size / SAMPLES)
+    return replace(found, contrast=fitted_contrast(found, generator))

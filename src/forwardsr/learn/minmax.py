@@ -62,8 +62,9 @@ class MinmaxConfig:
     """Side of a patch in pixels, for images; half the coarsest side where not given."""
     innovation: float = 1.0
     """Images: a factor on what finer levels add to coarser ones; below 1 pictures are smoother than the data."""
-    level1: Literal["copula", "adversarial"] = "copula"
-    """Images: the law of the coarsest level, in closed form (copula), or trained on from there against a critic (adversarial)."""
+    level1: Literal["sliced", "copula", "adversarial"] = "sliced"
+    """Images: the law of the coarsest level: in closed form (copula), from there on in the sliced Wasserstein distance (sliced), or
+    against a critic (adversarial)."""
     sgda: MinmaxSGDASettings = field(default_factory=MinmaxSGDASettings)
     """Algorithm 4's and 6's own numbers (sgda); its zeta, latent and patch stand in for those above."""
 

@@ -1,8 +1,9 @@
-r"""``minmax`` on photographs (§6, agnostic learning): level by level, coarse to fine, in closed form from a few passes over
-the data.
+r"""``minmax`` on photographs (§6, agnostic learning): level by level, coarse to fine, from a few passes over the data; in closed
+form but for the end of level 1.
 
 =========  ================================================================================================================
-level 1    features by the warm start, marginals and pairs of the Gaussians behind them (:mod:`forwardsr.learn.copula`)
+level 1    features by the warm start, marginals and pairs of the Gaussians behind them (:mod:`forwardsr.learn.copula`); then all
+           of it by descent in the sliced Wasserstein distance (:mod:`forwardsr.learn.sliced`)
 level l    features by the warm start; their values by regression on the level below (:mod:`forwardsr.learn.upsampling`); what that
            leaves, by sparse innovations (:mod:`forwardsr.learn.innovations`)
 =========  ================================================================================================================
@@ -17,7 +18,7 @@ level)`` alone, so that one that stopped between two levels goes on from the sta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,7 +27,9 @@ from torch import Tensor
 
 from forwardsr.errors import UserError
 from forwardsr.learn.copula import FirstLevel, features, learn_first_level
+from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import Innovations, learn_innovations
+from forwardsr.learn.sliced import learn_first_level_sliced
 from forwardsr.learn.stream import Stream, mix
 from forwardsr.learn.upsampling import learn_upsampling
 from forwardsr.learn.windows import gather, ring, window
@@ -39,6 +42,13 @@ SAMPLE_NUMBERS = 2**19  # patches times samples that a level's innovations are l
 SAMPLES = 4000  # and no more samples than these
 FEATURE_PATCHES = 40_000
 FEATURE_ENERGY = 0.999  # of a level's patches, that its features must hold
+
+LAWS: Mapping[str, Callable[[Tensor, torch.Generator, int], FirstLevel]] = {
+    "sliced": learn_first_level_sliced,
+    "copula": lambda x, generator, channels: learn_first_level(x, generator),
+    "adversarial": learn_first_level_adversarially,
+}
+"""How level 1 is learned, by ``--level1``: from its patches ``(n, k, d)``, a generator and the image's channels."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,12 @@ def learn_photographs(
     innovation: float = 1.0,
     on_stage: Callable[[LevelRecord, State], None] | None = None,
     resume: State | None = None,
-    first: Callable[[Tensor, torch.Generator], FirstLevel] = learn_first_level,
+    level1: str = "sliced",
 ) -> InnovationGenerator:
     """Learn the images of ``stream``, cut into its patches.
 
-    ``innovation``: a factor on what the finer levels add; below 1 pictures are smoother than the data. ``first`` learns level
-    1 from its patches ``(n, k, d)``. ``on_stage`` is called after each level with its record and the state; that state, given
+    ``innovation``: a factor on what the finer levels add; below 1 pictures are smoother than the data. ``level1``: one of
+    :data:`LAWS`. ``on_stage`` is called after each level with its record and the state; that state, given
     as ``resume``, goes on from there. Raises ``UserError`` for fewer than 50 images, or levels that do not double.
     """
     sides = [round(k**0.5) for k, _ in stream.sizes]
@@ -83,7 +93,7 @@ def learn_photographs(
         n = max(FEWEST, min(SAMPLES, SAMPLE_NUMBERS // sides[l] ** 2))
         if not done and l == 0:
             law = torch.cat([chunk[0] for chunk in stream.chunks(LAW_SAMPLES, 1, salt=3)], 1)
-            metrics = _first_stage(state, law, first, random)
+            metrics = _first_stage(state, LAWS[level1](law.transpose(0, 1), random, image_channels), law.shape[1])
         elif not done:
             assert contrast is not None
             metrics = _finer_stage(
@@ -117,15 +127,12 @@ def _sample(stream: Stream, levels: int) -> list[Tensor]:
     return [torch.cat(p, 1) for p in parts]
 
 
-def _first_stage(
-    state: State, x: Tensor, first: Callable[[Tensor, torch.Generator], FirstLevel], random: torch.Generator
-) -> dict[str, float]:
-    found = first(x.transpose(0, 1), random)
+def _first_stage(state: State, found: FirstLevel, samples: int) -> dict[str, float]:
     state |= {
         "W1": found.W, "V1": found.V, "b1": found.b, "mean1": found.mean, "basis1.": found.basis,
         "contrast1.": found.contrast,
     }  # fmt: skip
-    return {"samples": float(x.shape[1]), "channels": float(found.W.shape[2])}
+    return {"samples": float(samples), "channels": float(found.W.shape[2])}
 
 
 def _finer_stage(

@@ -1,0 +1,104 @@
+"""Level 1's descent in the sliced Wasserstein distance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from forwardsr.data.pyramid import fold, unfold
+from forwardsr.learn import sliced
+from forwardsr.learn.copula import FirstLevel, learn_first_level
+
+
+def pictures(n: int, seed: int = 0) -> Tensor:
+    """``(n, 4, 16)``: grey 8 x 8 pictures of which one half, left or right, is flat: no law of pairs says so."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(n, 1, 8, 8, generator=generator)
+    left = torch.rand(n, 1, 1, generator=generator) < 0.5
+    columns = torch.arange(8) < 4
+    return unfold(image * torch.where(columns == left, 1.0, 0.0)[:, None], 4)
+
+
+def apart(level: FirstLevel, x: Tensor) -> tuple[float, float]:
+    """Both distances of fresh samples, in views that no descent has seen."""
+    generator = torch.Generator().manual_seed(7)
+    views = sliced._Views(x.transpose(0, 1), level, 1)
+    views.turn(4000, 300, generator)
+    _, drawn = sliced.render(level, torch.randn(4000, level.V.shape[2], generator=generator))
+    signed, sizes = views.distances(drawn)
+    return float(signed), float(sizes)
+
+
+def test_what_no_pair_says_is_learned() -> None:
+    x = pictures(6000)
+    start = learn_first_level(x, torch.Generator().manual_seed(0))
+    found = sliced.descend(x, start, torch.Generator().manual_seed(1), 1)
+    before, after = apart(start, x), apart(found, x)
+    assert after[0] < 0.85 * before[0]
+    assert after[1] < 0.75 * before[1]
+
+
+def test_the_sizes_of_features_are_still_read_off_the_hidden_layer() -> None:
+    x = pictures(3000)
+    start = learn_first_level(x, torch.Generator().manual_seed(0))
+    found = sliced.descend(x, start, torch.Generator().manual_seed(1), 1, steps=60)
+    s, drawn = sliced.render(found, torch.randn(2000, found.V.shape[2], generator=torch.Generator().manual_seed(2)))
+    size = ((drawn - found.mean[:, None]) @ found.basis).abs()
+    assert float((s @ found.contrast - size).square().mean() / size.var()) < 0.2  # of the variance
+    assert float((s @ start.contrast - size).square().mean()) > float((s @ found.contrast - size).square().mean())
+
+
+def test_same_seed_same_network() -> None:
+    x = pictures(1500)
+    first, again = (sliced.learn_first_level_sliced(x, torch.Generator().manual_seed(3), 1) for _ in range(2))
+    for name in ("W", "V", "b", "mean", "contrast"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+
+
+def test_the_gradient_of_a_sort_is_that_of_torch() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for rows in (sliced._sorted, lambda v: v.sort(0).values.T):
+        v = x.clone().requires_grad_()
+        (rows(v) * weights).sum().backward()
+        gradients.append(v.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_windows_are_squares_of_the_image_and_not_of_its_patches(channels: int) -> None:
+    x = torch.randn(40, 4, 16 * channels, generator=torch.Generator().manual_seed(0))
+    level = FirstLevel(*[torch.zeros(4, 1, 1)] * 2, torch.zeros(4, 1), torch.zeros(4, 16 * channels),
+                       torch.eye(16 * channels).expand(4, -1, -1), torch.zeros(4, 1, 1))  # fmt: skip
+    views = sliced._Views(x.transpose(0, 1), level, channels)
+    views.turn(40, 200, torch.Generator().manual_seed(1))
+    weights = fold(views.theta.T.reshape(200, 4, -1), channels)
+    on = (weights != 0).any(1)
+    height, width = on.any(2).sum(1), on.any(1).sum(1)
+    assert torch.equal(height, width)
+    assert torch.equal(on.sum((1, 2)), height * width)
+    assert set(height.tolist()) == {2, 3, 4, 6, 8}
+    straddles = on[:, :, 3] & on[:, :, 4]  # the border between two patches
+    assert bool(straddles.any())
+    # Many are contrasts in every colour, many are not.
+    centred = weights.sum((2, 3)).abs().amax(1) < 1e-4
+    assert 0.4 < float(centred.float().mean()) < 0.8
+
+
+def test_more_samples_than_are_sorted_and_fewer_than_take_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sliced, "REAL", 500)
+    turned = []
+    turn = sliced._Views.turn
+    monkeypatch.setattr(
+        sliced._Views, "turn", lambda self, *rest: (turned.append(len(self.real)), turn(self, *rest))[1]
+    )
+    x = pictures(1500)
+    start = learn_first_level(x, torch.Generator().manual_seed(0))
+    found = sliced.descend(x, replace(start), torch.Generator().manual_seed(1), 1)
+    assert set(turned) == {500}
+    assert len(turned) == -(-max(sliced.FEWEST_STEPS, 1500 // sliced.A_STEP) // sliced.REUSED)
+    assert not found.V.requires_grad
