@@ -54,9 +54,7 @@ def learn_images(source: Source, settings: dict[str, Any], free: frozenset[str],
         if saved is None:
             sides = ", ".join(str(shape[-1]) for shape in source.shapes)
             size = f"{len(source):,} images" if isinstance(source, FiniteSource) else "fresh samples"
-            console.print(
-                f"{source.name}: {size} at {sides} px; patches of {stream.patch} px, level by level"
-            )
+            console.print(f"{source.name}: {size} at {sides} px; patches of {stream.patch} px, level by level")
             for note in getattr(source, "notes", []):
                 run.log("note", message=note)
         start = time.monotonic() - (0.0 if saved is None else saved["seconds"])

@@ -14,8 +14,8 @@ is texture, there is none), is a Gaussian field h.
 * *Activity.* Contrasts are absolute values; their positive and negative parts apart gain nothing on faces or buildings.
   :math:`\hat M` = E|y| given the contrasts of the level below, relative to its mean, by ridge regression shared by the patches of a
   kind, with relative errors: where the picture is smooth a small absolute error is a great one. ``M = A + rho Mhat``.
-* *Its law* is learned on real pictures: (A, rho, c) for a level, those with which details, predicted and new, and their means
-  over a patch are distributed most like real ones.
+* *Its law* is learned on real pictures: (A, rho, c) for a level, those with which the sizes of details, predicted and new, and their
+  means over a patch are distributed most like real ones, in logarithms: what is smooth must be smooth.
 * *Fed its own output* the level keeps that law: the activity of drawn samples is made to be distributed like that of real ones
   by the line nearest to their sorted values, for each detail of each patch, and s, the scale, has the right E y^2 on drawn samples
   (D4's task). Else what a coarser level gets wrong about contrast would grow from level to level.
@@ -38,7 +38,7 @@ from torch import Tensor
 from forwardsr.learn.windows import KINDS, gather
 
 ENERGY = 0.99  # of the residual, that the details kept must hold
-SILENCE = (-1.7, -2.2)  # A, tried: an innovation is on in 9 and in 3 of a hundred patches without contrast
+SILENCE = (-1.7, -2.2, -2.8)  # A, tried: an innovation is on in 9, 3 and 0.5 of a hundred patches without contrast
 RISE = (0.6, 0.8, 1.0, 1.3, 1.7, 2.2)  # rhos tried
 SHARED = (0.0, 0.35)  # c tried
 TYPICAL = -0.9  # M at the mean activity, at which correlations are mapped
@@ -49,6 +49,7 @@ SMOOTH = 0.15  # activity, relative to its mean, below which patches are equally
 PAIRED = 60_000  # patches the correlations are taken over
 ROWS = 20_000  # patches a kind's regression looks at
 LEAST, MOST = -4.0, 3.0  # M is kept between them when it is fitted
+FAINT = 0.1  # of a root mean square: sizes are compared in logarithms down to it
 SMALL = 0.05  # of a contrast's mean over patches: below it a patch's own mean is no measure
 
 
@@ -215,8 +216,8 @@ def _law(
 ) -> tuple[float, float, float]:
     """(A, rho, c) with which details, ``predicted`` and innovations of the ``power (j, q)``, are most like the ``real`` ones.
 
-    Compared, in Wasserstein's distance, are the sizes of single details, each relative to its root mean square, and their
-    means over a patch: is the picture as often smooth, and as often busy, as real ones are?
+    Compared, in Wasserstein's distance, are the logarithms of the sizes of single details, each relative to its root mean square,
+    and of their means over a patch: is the picture as often smooth, and as often busy, as real ones are?
     """
     j, n, q = active.shape
     scale = real.square().mean(1).clamp_min(1e-12).sqrt()
@@ -238,8 +239,10 @@ def _law(
 
 
 def _sorted_sizes(x: Float[Tensor, "n q"]) -> tuple[Tensor, Tensor]:
-    """Of all details, and of their means over a patch."""
-    return x.abs().flatten().sort().values, x.abs().mean(1).sort().values
+    """Of all details, and of their means over a patch; in logarithms."""
+    size = x.abs()
+    details, means = ((v + FAINT).log().numpy() for v in (size.flatten(), size.mean(1)))
+    return torch.from_numpy(np.sort(details)), torch.from_numpy(np.sort(means))
 
 
 def _activity(
