@@ -2,6 +2,7 @@
 
     python benchmarks/theorem.py standard     # the standard target at a million samples
     python benchmarks/theorem.py seeds        # ten targets at a million samples, each held to the goals
+    python benchmarks/theorem.py joint        # the same ten with the law of all neurons together (--law joint)
     python benchmarks/theorem.py limit        # what all neurons of the first layer together could tell, at a million samples
     python benchmarks/theorem.py pairs        # what the pairs' estimates give when all their covariances are used
     python benchmarks/theorem.py slopes       # 1e5 to 1e7 samples: the slope of every error, seconds against samples
@@ -24,6 +25,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -58,15 +60,19 @@ def standard() -> list[Line]:
     return [trial("standard", PlantConfig(), MinmaxConfig())]
 
 
-def seeds() -> list[Line]:
+def seeds(law: Literal["pairs", "joint"] = "pairs") -> list[Line]:
     lines = []
     for s in range(10):
-        line = trial(f"seed {s}", PlantConfig(seed=s), MinmaxConfig(), seed=s, fresh=10_000)
+        line = trial(f"seed {s}", PlantConfig(seed=s), MinmaxConfig(law=law), seed=s, fresh=10_000)
         line["missed"] = [name for name, goal in GOALS.items() if not line[name] <= goal]
         lines.append(line)
         print(f"seed {s}: {'succeeds' if not line['missed'] else 'misses ' + ', '.join(line['missed'])}")
     print(f"{sum(not line['missed'] for line in lines)} of {len(lines)} succeed")
     return lines
+
+
+def joint() -> list[Line]:
+    return seeds("joint")
 
 
 def slopes() -> list[Line]:
@@ -125,6 +131,7 @@ EXPERIMENTS: dict[str, Callable[[], list[Line]]] = {
     for f in (
         standard,
         seeds,
+        joint,
         limit,
         pairs,
         slopes,

@@ -103,6 +103,7 @@ def _tiers(lines: list[Line]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
     "seeds": ("theorem-seeds", _seeds),
+    "joint": ("theorem-joint", _seeds),
     "limit": ("theorem-limit", _limit),
     "noise": ("theorem-noise", _trials),
     "largest": ("theorem-largest", _trials),

@@ -35,6 +35,7 @@ from torch import Tensor
 from forwardsr.errors import UserError
 from forwardsr.learn.features import FEW, Features, learn_features
 from forwardsr.learn.gram import near_correlation, with_columns
+from forwardsr.learn.joint_law import refine
 from forwardsr.learn.latent_law import fit_neuron, fit_pairs, match_moments, neuron_errors
 from forwardsr.learn.regression import Regression, regress
 from forwardsr.learn.stream import PatchesOf, Stream
@@ -43,6 +44,7 @@ from forwardsr.parallel import PeerLost
 SE_LIMIT = 0.05  # a correlation known less well than this is named: it is of no use to draw from
 OFF_MODEL = 0.05  # relative error of the third moment of active values beyond which a neuron is no censored Gaussian
 HELD = 2**27  # numbers of a level's samples that are looked at together: half a gigabyte
+_AT_ONCE = 100_000  # samples a pass of the joint law sorts by how many neurons are active
 _LEAST = 30  # active samples a neuron's law needs
 
 Found = TypeVar("Found")
@@ -207,7 +209,50 @@ def first_hidden_stage(
     }
     new = {"V1": V.view(k, m, -1).float(), "b1": bias.view(k, m).float(), "rho1": rho, "se1": se}
     new["samples1"] = torch.tensor(total)
+    new["plain1"] = torch.tensor(not bool((decoded > 0).any() or off.any() or blind.any()))
     return new, metrics, notes
+
+
+def joint_law_stage(
+    stream: Stream, state: dict[str, Tensor], n: int, seed: int, salt: int
+) -> tuple[dict[str, Tensor], dict[str, float], list[str]]:
+    """V_1 once more, from all neurons together (:mod:`forwardsr.learn.joint_law`), from the same ``n`` samples.
+
+    Where samples are noisy, or neurons off the model or undetermined, or the latent has fewer dimensions than there are neurons,
+    V_1 stays the pairs', and a note says so.
+    """
+    features, V = features_of(state, 0), state["V1"].double().flatten(0, 1)
+    m, (p, latent_dim) = features.W.shape[2], V.shape
+    if not bool(state["plain1"]) or latent_dim < p:
+        return (
+            {},
+            {},
+            ["level 1: its law stays that of pairs; the joint one takes noiseless, determined, regular neurons"],
+        )
+    sigma = V.norm(dim=1)
+    t, decoder, threshold = state["b1"].double().flatten() / sigma, features.decoder, features.threshold.reshape(-1, 1)
+
+    def samples() -> Iterator[Tensor]:
+        held: list[Tensor] = []
+        for chunk in stream.chunks(n, 1, salt):
+            s = torch.bmm(decoder, chunk[0].mT).view(p, -1).sub_(threshold).relu_() / sigma.float()[:, None]
+            held.append(s.T)
+            if sum(map(len, held)) >= _AT_ONCE:
+                yield torch.cat(held)
+                held = []
+        if held:
+            yield torch.cat(held)
+
+    def pairs(sums: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        ones, firsts, seconds = (sums[:p, k * p : (k + 1) * p].diagonal() for k in range(3))
+        t, sigma = fit_neuron(ones / total, firsts / ones, seconds / ones)
+        return t, sigma, _correlations(t, sigma, sums, total)[0]
+
+    generator = torch.Generator().manual_seed(seed)
+    rows = refine(V / sigma[:, None], t, samples(), state["rho1"], state["se1"], m, pairs, generator)
+    moved = rows @ rows.mT - V @ V.mT / sigma[:, None] / sigma
+    new = with_columns(rows * sigma[:, None], latent_dim).view(state["V1"].shape).float()
+    return {"V1": new}, {"correlations moved": float(moved.square().mean().sqrt())}, []
 
 
 def _check_activity(stream: Stream, ones: Tensor, total: int, m: int) -> None:

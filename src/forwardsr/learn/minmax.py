@@ -28,6 +28,7 @@ from forwardsr.data.source import Source
 from forwardsr.errors import UserError
 from forwardsr.learn import closed_form, efficient, minmax_sgda
 from forwardsr.learn.efficient import names
+from forwardsr.learn.joint_law import MOST
 from forwardsr.learn.minmax_sgda import MinmaxSGDASettings
 from forwardsr.learn.stream import Stream, mix
 from forwardsr.model.activations import Activation
@@ -54,6 +55,9 @@ class MinmaxConfig:
     """T', turns of the loop a level (closed-form; sgda has its own)."""
     shrink: float = 0.5
     """What b is multiplied by from one stage to the next, down to its floor (closed-form; sgda has its own)."""
+    law: Literal["pairs", "joint"] = "pairs"
+    """Level 1's latent law (efficient): from pairs of neurons; or, without noise and with at most 128 neurons, refined from all of
+    them jointly, which lowers Theorem 5.1's error by a sixth for a minute of a core a million samples."""
     latent_dim: int | None = None
     """m_0', columns of V_1. Default: d_1 m_1, enough for any distribution (the paper's 2 d_1 m_1 adds zero columns)."""
     zeta: float = 0.0
@@ -76,6 +80,10 @@ class MinmaxConfig:
             (self.stages >= 1, "--stages: needs at least 1"),
             (0 < self.shrink < 1, "--shrink: must be between 0 and 1"),
             (self.latent_dim is None or self.latent_dim >= 1, "--latent-dim: must be positive"),
+            (
+                self.law == "pairs" or self.solver == "efficient",
+                f"--law {self.law}: --solver {self.solver} has no use for it",
+            ),
             (0 <= self.zeta < 1, "--zeta: must be in [0, 1)"),
             (self.patch is None or self.patch >= 2, "--patch: must be at least 2"),
             (0 <= self.innovation <= 4, "--innovation: must be in [0, 4]"),
@@ -245,7 +253,17 @@ def _efficient_plan(
         name, algorithm = ("super-resolution", "3") if level else ("first hidden", "2")
         return Stage(level + 1, name, algorithm, run)
 
-    return [stage(level) for level in range(len(channels)) for stage in (features, hidden)]
+    plan = [stage(level) for level in range(len(channels)) for stage in (features, hidden)]
+    if settings.law == "joint":
+        neurons = stream.sizes[0][0] * channels[0]
+        if neurons > MOST:
+            raise UserError(f"--law joint: {neurons} neurons at level 1, and it takes at most {MOST}; leave it out")
+
+        def joint(state: State, seed: int) -> Outcome:
+            return efficient.joint_law_stage(stream, state, settings.samples, seed, 2)
+
+        plan.insert(2, Stage(1, "joint law", "2", joint))
+    return plan
 
 
 def _closed_form_plan(
