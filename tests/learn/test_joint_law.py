@@ -1,8 +1,12 @@
 """The joint refinement of the first layer's law: its algebra, its information, and what it gains."""
 
+import pytest
 import torch
 from torch import Tensor
 
+from forwardsr.data.planted import PlantedSource
+from forwardsr.errors import UserError
+from forwardsr.learn import joint_law
 from forwardsr.learn.efficient import _correlations
 from forwardsr.learn.gram import near_correlation
 from forwardsr.learn.joint_law import (
@@ -18,6 +22,8 @@ from forwardsr.learn.joint_law import (
     simulated,
 )
 from forwardsr.learn.latent_law import fit_neuron
+from forwardsr.learn.minmax import MinmaxConfig, learn_minmax
+from forwardsr.model.plant import PlantConfig, plant
 
 PATCHES, CHANNELS = 3, 4
 P = PATCHES * CHANNELS
@@ -143,3 +149,35 @@ def test_refining_brings_the_law_nearer_the_truth() -> None:
             energy = float(e @ J[:size, :size] @ e) * n / size
             before, after = (before + energy, after) if which == 0 else (before, after + energy)
     assert after < 0.9 * before, (before, after)
+
+
+SMALL = PlantConfig(patches=(4, 16), channels=(5,), d=12, p=(0.1, 0.15))
+
+
+def test_the_learner_refines_directions_alone_and_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint_law, "INFORMED", 30_000)
+    target, states = plant(SMALL), []
+    settings = MinmaxConfig(samples=40_000, law="joint")
+    found = learn_minmax(PlantedSource(target), (5,), settings=settings, on_stage=lambda _, state: states.append(state))
+    assert [record.name for record in found.trace][:4] == ["features", "first hidden", "joint law", "features"]
+    before, after = states[1]["V1"], states[2]["V1"]
+    torch.testing.assert_close(after.norm(dim=2), before.norm(dim=2), rtol=1e-5, atol=0)
+    assert torch.equal(states[1]["b1"], found.generator.b[0])
+    moved = float((after - before).norm() / before.norm())
+    assert 1e-4 < moved < 0.2
+    again = learn_minmax(PlantedSource(target), (5,), settings=settings, resume=states[1])
+    for ours, theirs in zip(again.generator.V, found.generator.V, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_where_it_has_no_use_it_says_so() -> None:
+    target = plant(SMALL)
+    settings = MinmaxConfig(samples=20_000, law="joint")
+    noisy = learn_minmax(PlantedSource(target, 0.03), (5,), settings=settings)
+    assert any("stays that of pairs" in note for note in noisy.notes)
+    plain = learn_minmax(PlantedSource(target, 0.03), (5,), settings=MinmaxConfig(samples=20_000))
+    assert torch.equal(noisy.generator.V[0], plain.generator.V[0])
+    with pytest.raises(UserError, match="--law joint: 192 neurons"):
+        learn_minmax(PlantedSource(plant(PlantConfig(patches=(16,), channels=(12,), d=12))), (12,), settings=settings)
+    with pytest.raises(UserError, match="--law joint"):
+        MinmaxConfig(law="joint", solver="closed-form")
