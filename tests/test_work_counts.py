@@ -114,9 +114,9 @@ def test_photographs_fit() -> None:
     found = work(lambda: learn_photographs(Stream(source, 0, 4), 3, 0))
     # Both levels for the sample that innovations are learned from and for the regression; the coarsest once for its law.
     assert source.read <= Counter({2: 2 * 600, 1: 600})
-    assert found.calls <= SLACK * 28_339
-    # A fifth of them for the loudness of level 1, a twentieth for the weights of the activity's regression.
-    assert found.multiplications <= SLACK * 6_569_945_721
+    assert found.calls <= SLACK * 34_657
+    # Nine tenths of them for the 40 steps of level 1's descent, 2048 samples each.
+    assert found.multiplications <= SLACK * 67_062_516_345
 
 
 def test_joint_step() -> None:
