@@ -37,11 +37,8 @@ Channels of one patch of the standard target are independent, which so is found.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -65,8 +62,6 @@ _CHUNK = 512  # samples with as many active neurons that are worked on at once: 
 _REACH = -4.0  # a silent neuron's threshold in the deviations of its marginal, below which float32 loses Phi
 _JITTER = 1e-6
 
-Item = TypeVar("Item")
-Found = TypeVar("Found")
 Pairs = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]
 """From the sums of :func:`products` and their count: ``(t, sigma, rho)`` as the learner estimates them."""
 
@@ -274,27 +269,6 @@ class Information:
         return torch.cat([total[i, j] * torch.where(i == j, 0.5, 1.0), mean]).double() / n
 
 
-def _abreast(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-    """``work`` of every item, in order, in as many threads as PyTorch has, each with its operations on one: they are too small to
-    be divided, and so the results do not depend on how many threads there are."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield from map(work, items)
-        return
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            running: deque[Future[Found]] = deque()
-            for item in items:
-                running.append(pool.submit(work, item))
-                if len(running) > threads:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-    finally:
-        torch.set_num_threads(threads)
-
-
 def products(s: Float[Tensor, "n p"]) -> Float[Tensor, "p2 p3"]:
     """The products of (1, s) with (1, s, s^2) over samples of ``s = (g - t)_+``, float64."""
     total = torch.zeros(2 * s.shape[1], 3 * s.shape[1], dtype=torch.float64)
@@ -309,15 +283,11 @@ def simulated(
 ) -> tuple[Float[Tensor, " q"], Float[Tensor, " q"]]:
     """The mean score of ``n`` samples of the law itself, and where their pairwise estimate lies."""
     one, total, sums = law.single(), None, torch.zeros(2 * law.p, 3 * law.p, dtype=torch.float64)
-
-    def work(z: Tensor) -> tuple[Sums, Tensor]:
-        g = z @ one.root.T
-        return score_sums(one, g), products(g.sub_(one.t).relu_())
-
-    counts = [min(_SIMULATE, n - start) for start in range(0, n, _SIMULATE)]
-    for found, own in _abreast(work, (torch.randn(count, law.p, generator=generator) for count in counts)):
+    for start in range(0, n, _SIMULATE):
+        g = torch.randn(min(_SIMULATE, n - start), law.p, generator=generator) @ one.root.T
+        found = score_sums(one, g)
         total = found if total is None else total + found
-        sums += own
+        sums += products(g.sub_(one.t).relu_())
     assert total is not None
     t, sigma, rho = pairs(sums, n)
     return mean_score(law, total), coordinates(law, rho * sigma[:, None] * sigma, law.t - sigma * t)
@@ -391,7 +361,8 @@ def refine(
     """
     law = law_of(rows, t)
     one, total = law.single(), None
-    for found in _abreast(lambda s: score_sums(one, torch.where(s > 0, s + one.t, one.t - 1)), samples):
+    for s in samples:
+        found = score_sums(one, torch.where(s > 0, s + one.t, one.t - 1))
         total = found if total is None else total + found
     assert total is not None
     expected, moved = simulated(law, SIMULATED * total.n, pairs, generator)
