@@ -16,6 +16,7 @@ from forwardsr.learn.joint_law import (
     coordinates,
     law_of,
     mean_score,
+    nearest,
     products,
     refine,
     score_sums,
@@ -128,6 +129,23 @@ def test_blocks_learn_their_correlations_size() -> None:
     assert weights.diagonal().abs().max() == 0
     assert weights[0, 1] > 0.3 / 0.01**2  # within a patch
     assert weights[0, CHANNELS] < 0.1 / 0.01**2  # across patches
+
+
+def test_the_barrier_keeps_the_estimate_from_the_edge() -> None:
+    rows, t = planted(9)
+    law, n = law_of(rows, t), 2000
+    J = Information(law, torch.randn(20_000, P, generator=torch.Generator().manual_seed(1)) @ law.single().root.T)
+    none = torch.zeros(P * (P + 3) // 2, dtype=torch.float64)
+    size = [
+        float(torch.linalg.slogdet(v @ v.T)[1])
+        for v in (
+            nearest(law, J, none, n, torch.zeros(P, P, dtype=torch.float64), barrier) for barrier in (1e-6, 3.0, 30.0)
+        )
+    ]
+    assert size[0] == pytest.approx(
+        float(torch.linalg.slogdet(law.R)[1]), abs=1e-2
+    )  # no score, no barrier: nothing moves
+    assert size[0] + 0.01 < size[1] < size[2] - 0.01
 
 
 def test_refining_brings_the_law_nearer_the_truth() -> None:
