@@ -27,6 +27,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from forwardsr.learn.gram import BARRIER
+from forwardsr.learn.joint_score import Law, law_of
 from forwardsr.learn.latent_law import hazard
 from forwardsr.measure.certificate import certify
 from forwardsr.model.patch_generator import PatchGenerator
@@ -58,32 +59,26 @@ def limit(
     return lines
 
 
-def _law(target: PatchGenerator) -> tuple[Tensor, Tensor]:
-    """Correlations and thresholds of level 1, float64."""
+def _law(target: PatchGenerator) -> Law:
+    """Of level 1, its least eigenvalues raised."""
     v = target.V[0].double().flatten(0, 1)
     norm = v.norm(dim=1)
     correlation = (v @ v.T) / norm[:, None] / norm + FLOOR * torch.eye(len(v), dtype=torch.float64)
-    return correlation / (1 + FLOOR), target.b[0].double().flatten() / norm
-
-
-def whitening(correlation: Tensor) -> tuple[Tensor, Tensor]:
-    """``T`` and its inverse with ``T R T^T = I``: the axes are R's own."""
-    values, axes = torch.linalg.eigh(correlation)
-    return (axes / values.sqrt()).T, axes * values.sqrt()
+    values, axes = torch.linalg.eigh(correlation / (1 + FLOOR))
+    return law_of(axes * values.sqrt(), target.b[0].double().flatten() / norm)
 
 
 def fisher_information(target: PatchGenerator, n: int, seed: int) -> tuple[Tensor, float, float]:
     """The information ``(P, P)`` of a sample, in whitened coordinates; the slope; the mean score in its standard errors, r.m.s."""
-    correlation, t = _law(target)
-    p = len(t)
-    T, root = whitening(correlation)
-    sites = _sites_of_silence(correlation, t)
+    law = _law(target)
+    p = law.p
+    sites = law.precision, law.shift, law.m0, law.C0
     i, j = torch.triu_indices(p, p)
     half = torch.where(i == j, 0.5, 1.0)
     total = torch.zeros(len(i) + p, len(i) + p, dtype=torch.float64)
     mean, square, cross = (torch.zeros(len(i) + p, dtype=torch.float64) for _ in range(3))
     generator = torch.Generator().manual_seed(seed)
-    Tf, rootf, tf = T.float(), root.float(), t.float()
+    Tf, rootf, tf = law.whiten.float(), law.root.float(), law.t.float()
     for _ in range(n // CHUNK):
         z = torch.randn(CHUNK, p, generator=generator)
         g = z @ rootf.T
@@ -114,17 +109,6 @@ def _site(mean: Tensor, variance: Tensor, precision: Tensor, shift: Tensor, t: T
     centre = cavity * (mean / variance - shift)
     tilted_mean, tilted = _moments_below(centre, cavity, t)
     return 1 / tilted - 1 / cavity, tilted_mean / tilted - centre / cavity
-
-
-def _sites_of_silence(correlation: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Expectation propagation where no neuron is active: factors (precision, shift), and the posterior's mean and covariance."""
-    precision, shift = torch.full_like(t, 0.2), torch.full_like(t, -0.2)
-    for _ in range(200):
-        C = correlation - correlation @ torch.linalg.solve(correlation + torch.diag(1 / precision), correlation)
-        m = C @ shift
-        new, moved = _site(m, C.diagonal(), precision, shift, t)
-        precision, shift = (precision + new.clamp_min(1e-4)) / 2, (shift + moved) / 2
-    return precision, shift, m, C
 
 
 def posterior(
@@ -158,7 +142,7 @@ def posterior(
 def _estimate(information: Tensor, target: PatchGenerator, samples: int, draw: int) -> Tensor:
     """Unit rows of V_1 that an efficient estimator finds: the likelihood's quadratic about the truth, at a drawn score."""
     p = target.V[0].shape[0] * target.V[0].shape[1]
-    _, root = whitening(_law(target)[0])
+    root = _law(target).root
     i, j = np.triu_indices(p)
     values, axes = torch.linalg.eigh(information)
     generator = torch.Generator().manual_seed(draw)

@@ -9,19 +9,8 @@ from forwardsr.errors import UserError
 from forwardsr.learn import joint_law
 from forwardsr.learn.efficient import _correlations
 from forwardsr.learn.gram import near_correlation
-from forwardsr.learn.joint_law import (
-    Information,
-    Law,
-    block_weights,
-    coordinates,
-    law_of,
-    mean_score,
-    nearest,
-    products,
-    refine,
-    score_sums,
-    simulated,
-)
+from forwardsr.learn.joint_law import block_weights, nearest, products, refine, simulated
+from forwardsr.learn.joint_score import Information, Law, coordinates, law_of, mean_score, score_sums
 from forwardsr.learn.latent_law import fit_neuron
 from forwardsr.learn.minmax import MinmaxConfig, learn_minmax
 from forwardsr.model.plant import PlantConfig, plant

@@ -57,7 +57,7 @@ class MinmaxConfig:
     """What b is multiplied by from one stage to the next, down to its floor (closed-form; sgda has its own)."""
     law: Literal["pairs", "joint"] = "pairs"
     """Level 1's latent law (efficient): from pairs of neurons; or, without noise and with at most 128 neurons, refined from all of
-    them jointly, which lowers Theorem 5.1's error by a sixth for a minute of a core a million samples."""
+    them jointly, which lowers Theorem 5.1's error by a seventh for a minute of a core a million samples."""
     latent_dim: int | None = None
     """m_0', columns of V_1. Default: d_1 m_1, enough for any distribution (the paper's 2 d_1 m_1 adds zero columns)."""
     zeta: float = 0.0
