@@ -3,53 +3,44 @@ r"""What a finer level adds on photographs: sparse innovations whose activity th
 The residual of :mod:`forwardsr.learn.upsampling` is written in details of 2 x 2 pixels (so that pooling the finer image still gives
 the coarser one: forward super-resolution holds exactly), each the difference of two neurons,
 
-.. math:: y = s\,[(M + g)_+ - (M - g)_+], \qquad g \sim N(0, 1), \qquad M = \langle v, S_{l-1}\rangle + c h - b .
+.. math:: y = s\,[(M + g)_+ - (M - g)_+], \qquad g \sim N(0, 1), \qquad M = \langle v, S_{l-1}\rangle - b .
 
-For M < 0 that is sparse, :math:`\mathrm{sign}(g)(|g| - |M|)_+`; its root mean square is nearly linear in M from M = -2 to 1.5,
-where it grows from 0.1 to 1.8. So an innovation that must be large where the coarse picture has contrast, and absent on a
-smooth cheek or sky, is what the paper's first hidden layer already is: a thresholded Gaussian, whose threshold the coarser
-level moves. Activity that the coarser level does not predict, but that the details of a patch and its neighbours share (here
-is texture, there is none), is a Gaussian field h.
+For M < 0 that is sparse, :math:`\mathrm{sign}(g)(|g| - |M|)_+`, and for M > 0 dense. So an innovation that must be large where the
+coarse picture has contrast, and absent on a smooth cheek or sky, is what the paper's first hidden layer already is: a thresholded
+Gaussian, whose threshold the coarser level moves.
 
 * *Activity.* Contrasts are absolute values; their positive and negative parts apart gain nothing on faces or buildings.
   :math:`\hat M` = E|y| given the contrasts of the level below, relative to its mean, by ridge regression shared by the patches of a
-  kind, with relative errors: where the picture is smooth a small absolute error is a great one. ``M = A + rho Mhat``.
-* *Its law* is learned on real pictures: (A, rho, c) for a level, those with which the sizes of details, predicted and new, and their
-  means over a patch are distributed most like real ones, in logarithms: what is smooth must be smooth.
-* *Fed its own output* the level keeps that law: the activity of drawn samples is made to be distributed like that of real ones
+  kind, with relative errors: where the picture is smooth a small absolute error is a great one.
+* *Fed its own output* the level keeps its law: the activity of drawn samples is made to be distributed like that of real ones
   by the line nearest to their sorted values, for each detail of each patch, and s, the scale, has the right E y^2 on drawn samples
   (D4's task). Else what a coarser level gets wrong about contrast would grow from level to level.
+* *Its law*, ``M = A + rho Mhat``, is the one with which drawn details are nearest to real ones (:mod:`.innovation_law`).
 * *Pairs* (the task of D5): the correlation of y over 3 x 3 patches, mapped to that of g, and the middle of its symmetric root
-  as ``U_l``; that of a patch's mean |y| likewise for h.
+  as ``U_l``.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from forwardsr.learn.innovation_law import choose_law
 from forwardsr.learn.windows import KINDS, gather
 
 ENERGY = 0.99  # of the residual, that the details kept must hold
-SILENCE = (-1.7, -2.2, -2.8)  # A, tried: an innovation is on in 9, 3 and 0.5 of a hundred patches without contrast
-RISE = (0.6, 0.8, 1.0, 1.3, 1.7, 2.2)  # rhos tried
-SHARED = (0.0, 0.35)  # c tried
-TYPICAL = -0.9  # M at the mean activity, at which correlations are mapped
-DRAWN = 30_000  # patches drawn to judge an (A, rho, c)
+TYPICAL = -0.7  # M at which correlations are mapped
 RIDGE = 0.05  # of the activity's regression, in mean squares of the contrasts
 TURNS = 2  # of the regression and its weights; four are no better
 SMOOTH = 0.15  # activity, relative to its mean, below which patches are equally smooth
 PAIRED = 60_000  # patches the correlations are taken over
 ROWS = 20_000  # patches a kind's regression looks at
-LEAST, MOST = -4.0, 3.0  # M is kept between them when it is fitted
-FAINT = 0.1  # of a root mean square: sizes are compared in logarithms down to it
+FAR = 6.0  # |M| beyond which E y^2 no longer changes
 SMALL = 0.05  # of a contrast's mean over patches: below it a patch's own mean is no measure
 
 
@@ -63,15 +54,6 @@ def mean_square(M: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     tail, density = torch.special.ndtr(-t), _phi(t)
     sparse = 2 * ((1 + t * t) * tail - t * density)
     dense = 4 * (1 - 2 * tail - 2 * t * density) + 2 * ((1 + t * t) * tail + 3 * t * density)
-    return torch.where(M < 0, sparse, dense)
-
-
-def mean_absolute(M: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """``E |(M + g)_+ - (M - g)_+|`` for a standard Gaussian g."""
-    t = M.abs()
-    tail, density = torch.special.ndtr(-t), _phi(t)
-    sparse = 2 * (density - t * tail)
-    dense = 4 * (_phi(torch.zeros(())) - density) + 2 * (density + t * tail)
     return torch.where(M < 0, sparse, dense)
 
 
@@ -113,8 +95,7 @@ def details(channels: int, patch: int, colours: Float[Tensor, "c c"]) -> Float[T
 @dataclass(frozen=True)
 class Innovations:
     """Of one level: ``D (d, q)`` details; ``scale (j, q)``; ``slope (j, p f, q)`` and ``offset (j, q)``: ``M = slope contrast
-    - offset``; ``root (9, q, q)``: g from the innovations around; ``field (9,)``: c h likewise; ``silence`` A, ``rise`` rho,
-    ``shared`` c; ``active``: how often y is not zero.
+    - offset``; ``root (9, q, q)``: g from the innovations around; ``silence`` A, ``rise`` rho; ``active``: how often y is not zero.
     """
 
     D: Tensor
@@ -122,27 +103,27 @@ class Innovations:
     slope: Tensor
     offset: Tensor
     root: Tensor
-    field: Tensor
     silence: float
     rise: float
-    shared: float
     active: float
 
 
 def learn_innovations(
     residual: Float[Tensor, "j n d"],
-    predicted: Float[Tensor, "j n d"],
+    real: Float[Tensor, "j n d"],
     contrast: Float[Tensor, "k n f"],
     drawn: Float[Tensor, "k n f"],
+    expected: Callable[[Tensor, slice], Tensor],
     parents: Int64[Tensor, "j p"],
     kinds: Int64[Tensor, " j"],
     channels: int,
     patch: int,
     generator: torch.Generator,
 ) -> Innovations:
-    """Fit the law of the module's head to the residuals of a sample, given what the level below predicts and its contrasts.
+    """Fit the law of the module's head to the residuals of the sample ``real``, given the contrasts of the level below.
 
-    ``drawn``: contrasts of as many samples of the levels learned so far.
+    ``drawn``: contrasts of as many samples of the levels learned so far, and ``expected``, from indices ``(w,)`` and a slice of
+    samples: what is predicted of those patches ``(w, n, d)`` in them.
     """
     j, _, _ = residual.shape
     D = _kept(residual, channels, patch)
@@ -157,23 +138,16 @@ def learn_innovations(
         torch.cat([gather(x, parents[i : i + 32]) @ own[i : i + 32] for i in range(0, j, 32)]) + level[kinds][:, None]
         for x in (contrast, drawn)
     )
-    power = y.square().mean(1)
     lift, gain = _matched(rolled, active)
-    silence, rise, c = _law((predicted + residual) @ D, predicted @ D, power, active, generator)
-    M = (silence + rise * active).clamp(LEAST, MOST)
-    expected = _over_field(mean_square, M, c)
-    there = _over_field(mean_square, (silence + rise * (lift + gain * rolled)).clamp(LEAST, MOST), c)
-    scale = (power / there.mean(1).clamp_min(1e-6)).sqrt()
-    unit = y / (scale[:, None] * expected.clamp_min(0.02).sqrt())
-    root = _middle(latent_correlation(_neighbours(unit)))
-    mean = _over_field(mean_absolute, M, c).clamp_min(0.1)
-    loudness = (y.abs() / (scale[:, None] * mean)).mean(2, keepdim=True)
-    field = _middle(_field_correlation(loudness - loudness.mean(1, keepdim=True), unit))
+    root = _middle(latent_correlation(_neighbours(y / active.clamp_min(SMOOTH))))
+    power = y.square().mean(1)
+    rolled = lift + gain * rolled
+    silence, rise = choose_law(real, expected, rolled, root, power, D, channels, patch, generator)
+    M = (silence + rise * rolled).clamp(-FAR, FAR)
+    scale = (power / mean_square(M).mean(1).clamp_min(1e-6)).sqrt()
     offset = -(silence + rise * (lift[:, 0] + gain[:, 0] * level[kinds]))
-    return Innovations(
-        D, scale, own * (rise * gain), offset, root, c * field[:, 0, 0], silence, rise, c,
-        float((2 * torch.special.ndtr(M)).clamp_max(1).mean()),
-    )  # fmt: skip
+    active_often = float((2 * torch.special.ndtr(M)).clamp_max(1).mean())
+    return Innovations(D, scale, own * (rise * gain), offset, root, silence, rise, active_often)
 
 
 def _matched(
@@ -198,51 +172,6 @@ def _kept(residual: Tensor, channels: int, patch: int) -> Tensor:
     order = power.argsort(descending=True)
     enough = int((power[order].cumsum(0) < ENERGY * power.sum()).sum()) + 1
     return D[:, order[:enough].sort().values]
-
-
-def _over_field(function: Callable[[Tensor], Tensor], M: Tensor, c: float) -> Tensor:
-    """``E function(M + c h)`` over a standard Gaussian h, by seven Gauss-Hermite nodes."""
-    if c == 0:
-        return function(M)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(7)
-    total = torch.zeros_like(M)
-    for node, weight in zip(nodes, weights / weights.sum()):
-        total += float(weight) * function(M + c * float(node))
-    return total
-
-
-def _law(
-    real: Tensor, predicted: Tensor, power: Tensor, active: Tensor, generator: torch.Generator
-) -> tuple[float, float, float]:
-    """(A, rho, c) with which details, ``predicted`` and innovations of the ``power (j, q)``, are most like the ``real`` ones.
-
-    Compared, in Wasserstein's distance, are the logarithms of the sizes of single details, each relative to its root mean square,
-    and of their means over a patch: is the picture as often smooth, and as often busy, as real ones are?
-    """
-    j, n, q = active.shape
-    scale = real.square().mean(1).clamp_min(1e-12).sqrt()
-    pick = torch.randint(j * n, (min(DRAWN, j * n),), generator=generator)
-    wanted = _sorted_sizes((real / scale[:, None]).reshape(j * n, q)[pick])
-    seen, base = active.reshape(j * n, q)[pick], (predicted / scale[:, None]).reshape(j * n, q)[pick]
-    new = (power.sqrt() / scale)[pick // n]
-    g = torch.randn(seen.shape, generator=generator)
-    h = torch.randn(len(seen), 1, generator=generator)
-    best, chosen = float("inf"), (SILENCE[0], RISE[0], 0.0)
-    for silence, rise, c in itertools.product(SILENCE, RISE, SHARED):
-        M = (silence + rise * seen).clamp(LEAST, MOST) + c * h
-        y = (M + g).relu() - (M - g).relu()
-        found = _sorted_sizes(base + new * y / y.square().mean(0).clamp_min(1e-12).sqrt())
-        misfit = sum(float((x - v).abs().mean()) for x, v in zip(found, wanted))
-        if misfit < best:
-            best, chosen = misfit, (silence, rise, c)
-    return chosen
-
-
-def _sorted_sizes(x: Float[Tensor, "n q"]) -> tuple[Tensor, Tensor]:
-    """Of all details, and of their means over a patch; in logarithms."""
-    size = x.abs()
-    details, means = ((v + FAINT).log().numpy() for v in (size.flatten(), size.mean(1)))
-    return torch.from_numpy(np.sort(details)), torch.from_numpy(np.sort(means))
 
 
 def _activity(
@@ -290,14 +219,6 @@ def _neighbours(unit: Float[Tensor, "j n q"]) -> Float[Tensor, "s s"]:
     c = rows.T @ rows / len(rows)
     scale = c.diagonal().clamp_min(1e-12).rsqrt()
     return c * scale * scale[:, None]
-
-
-def _field_correlation(loudness: Tensor, unit: Tensor) -> Tensor:
-    """Correlations of h over 3 x 3 patches: those of the loudness, less what one patch's own details make of it."""
-    c = _neighbours(loudness)
-    own = unit.abs().var() / unit.shape[2]  # the variance of a mean of independent details
-    reliable = float(((loudness.var() - own) / loudness.var().clamp_min(1e-12)).clamp(0.2, 1))
-    return (c / reliable).clamp(-0.95, 0.95).fill_diagonal_(1.0)
 
 
 def _middle(c: Float[Tensor, "s s"]) -> Float[Tensor, "9 q q"]:

@@ -84,7 +84,7 @@ def learn_photographs(
         raise UserError(f"{stream.source.name}: {stream.available(FEWEST)} images have no law; give at least {FEWEST}")
     state: State = dict(resume or {})
     total = len(sides)
-    sample = _sample(stream, total)
+    sample = _sample(stream, total, seed)
     contrast: Tensor | None = None
     for l in range(total):
         random = torch.Generator().manual_seed(mix(seed, l))
@@ -115,16 +115,22 @@ def learn_photographs(
     return InnovationGenerator.from_tensors({k: t for k, t in state.items() if "." not in k}, image_channels)
 
 
-def _sample(stream: Stream, levels: int) -> list[Tensor]:
-    """Images that everything but the regressions is learned from, patch first, all levels; more of the coarsest."""
-    parts: list[list[Tensor]] = [[] for _ in range(levels)]
-    have = 0
-    for chunk in stream.chunks(SAMPLES, levels, salt=1):
-        for l, x in enumerate(chunk):
-            if have < max(FEWEST, SAMPLE_NUMBERS // stream.sizes[l][0]):
-                parts[l].append(x)
-        have += chunk[0].shape[1]
-    return [torch.cat(p, 1) for p in parts]
+def _sample(stream: Stream, levels: int, seed: int) -> list[Tensor]:
+    """Images that everything but the regressions is learned from, patch first, all levels; more of the coarsest.
+
+    In random order, so that the first n are like all: a source may hold its images folder by folder.
+    """
+    total = stream.available(SAMPLES)
+    place = torch.randperm(total, generator=torch.Generator().manual_seed(mix(seed, levels)))
+    sample = [torch.empty(k, min(total, max(FEWEST, SAMPLE_NUMBERS // k)), d) for k, d in stream.sizes]
+    start = 0
+    for chunk in stream.chunks(total, levels, salt=1):
+        to = place[start : start + chunk[0].shape[1]]
+        for kept, x in zip(sample, chunk):
+            here = to < kept.shape[1]
+            kept[:, to[here]] = x[:, here]
+        start += len(to)
+    return sample
 
 
 def _first_stage(state: State, found: FirstLevel, samples: int) -> dict[str, float]:
@@ -154,11 +160,13 @@ def _finer_stage(
     state[f"parents{l + 1}"], state[f"around{l + 1}"] = parents, around
     predicted = gather(sample[l - 1] - up.below[:, None], parents) @ up.B
     residual = sample[l] - up.mean[:, None] - predicted
+    below, drawn = _drawn(state, l, contrast.shape[1], channels, random)
     own = learn_innovations(
         residual,
-        predicted,
+        sample[l] - up.mean[:, None],
         contrast,
-        _drawn(state, l, contrast.shape[1], channels, random),
+        drawn,
+        lambda at, some: gather(below[:, some] - up.below[:, None], parents[at]) @ up.B[at],
         parents,
         kinds,
         channels,
@@ -174,17 +182,16 @@ def _finer_stage(
         "active": own.active,
         "silence": own.silence,
         "rise": own.rise,
-        "shared": own.shared,
     }
 
 
-def _drawn(state: State, l: int, n: int, channels: int, random: torch.Generator) -> Tensor:
-    """Contrasts ``(k, n, f)`` of level ``l - 1`` in ``n`` samples of the levels learned so far."""
+def _drawn(state: State, l: int, n: int, channels: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Patches ``(k, n, d)`` and contrasts ``(k, n, f)`` of level ``l - 1`` in ``n`` samples of the levels learned so far."""
     tensors = {k: t for k, t in state.items() if "." not in k and int(k.lstrip("abcdefghijklmnopqrstuvwxyzWVU")) <= l}
     model = InnovationGenerator.from_tensors(tensors, channels)
-    contrast = state[f"contrast{l}."]
     halves = [model.hidden(model.latents(count, random))[-1].transpose(0, 1) for count in (n // 2, n - n // 2)]
-    return torch.cat([hidden @ contrast for hidden in halves], 1)
+    patches = [hidden @ model.W[-1].mT + model.mean[-1][:, None] for hidden in halves]
+    return torch.cat(patches, 1), torch.cat([hidden @ state[f"contrast{l}."] for hidden in halves], 1)
 
 
 def _features(x: Tensor, random: torch.Generator) -> Tensor:
@@ -210,10 +217,8 @@ def _assemble(state: State, l: int, own: Innovations, innovation: float) -> None
     state[f"b{l + 1}"] = torch.cat([-shift[:, 0], shift[:, 0], own.offset, own.offset], 1)
     details = innovation * own.D * own.scale[:, None]
     state[f"W{l + 1}"] = torch.cat([F.expand(j, -1, -1), -F.expand(j, -1, -1), details, -details], 2)
-    turn, field = own.root.mT, own.field[:, None, None].expand(9, q, 1)
-    silent = torch.zeros(9, 2 * F.shape[1], q + 1)
-    turns = [torch.cat([sign * turn, field], 2) for sign in (1, -1)]
-    state[f"U{l + 1}"] = torch.cat([silent, *turns], 1)[None].contiguous()
+    turn, silent = own.root.mT, torch.zeros(9, 2 * F.shape[1], q)
+    state[f"U{l + 1}"] = torch.cat([silent, turn, -turn], 1)[None].contiguous()
     eye_r, eye_q = torch.eye(F.shape[1]), torch.eye(q)
     sums = torch.block_diag(torch.cat([eye_r, eye_r]), torch.cat([eye_q, eye_q]))
     state[f"contrast{l + 1}."] = sums.expand(j, -1, -1)

@@ -129,7 +129,7 @@ class _Views:
     def turn(self, n: int, slices: int, generator: torch.Generator) -> None:
         """Other views, and the quantiles of the real samples' projections that ``n`` drawn ones are held to."""
         channels, side, _ = self.place.shape
-        box = _boxes(slices, side, [*WINDOWS, side, side], generator)[:, None]
+        box = boxes(slices, side, [*WINDOWS, side, side], generator)[:, None]
         weights = torch.randn(slices, channels, side, side, generator=generator) * box
         centred = weights - box * weights.sum((2, 3), keepdim=True) / box.sum((2, 3), keepdim=True)
         weights = torch.where(torch.rand(slices, 1, 1, 1, generator=generator) < CENTRED, centred, weights)
@@ -137,7 +137,7 @@ class _Views:
         self.theta[self.place.flatten()] = weights.reshape(slices, -1).T
         r = self.basis.shape[2]
         omega = torch.empty(slices // 2, self.grid, self.grid, r).exponential_(generator=generator)
-        omega *= _boxes(slices // 2, self.grid, [*PATCHES, self.grid], generator)[..., None]
+        omega *= boxes(slices // 2, self.grid, [*PATCHES, self.grid], generator)[..., None]
         self.omega = (omega / omega.sum((1, 2, 3), keepdim=True)).reshape(slices // 2, -1).T
         at = ((torch.arange(n) + 0.5) / n * len(self.real)).long()
         self.signed = _sorted((self.real - self.centre) @ self.theta)[:, at]
@@ -163,7 +163,7 @@ def _sorted(x: Float[Tensor, "n s"]) -> Float[Tensor, "s n"]:
     return rows.gather(1, torch.from_numpy(order))
 
 
-def _boxes(n: int, side: int, sizes: list[int], generator: torch.Generator) -> Float[Tensor, "n side side"]:
+def boxes(n: int, side: int, sizes: list[int], generator: torch.Generator) -> Float[Tensor, "n side side"]:
     """Ones in random square windows of a random one of ``sizes``, zeros around."""
     size = torch.tensor(sizes).clamp_max(side)[torch.randint(len(sizes), (n,), generator=generator)]
     first = (torch.rand(n, 2, generator=generator) * (side - size + 1)[:, None]).long()

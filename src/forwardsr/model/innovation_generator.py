@@ -86,7 +86,7 @@ class InnovationGenerator(PatchGenerator):
         """
         W, u = self.W[l], self.U[l]
         if u is not None:
-            return W[:, :, : (W.shape[2] - 2 * (u.shape[-1] - 1)) // 2]
+            return W[:, :, : (W.shape[2] - 2 * u.shape[-1]) // 2]
         columns = W[:, :, :: W.shape[2] // W.shape[1]]
         return columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-12)
 

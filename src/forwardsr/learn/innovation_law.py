@@ -1,0 +1,111 @@
+r"""Which law the innovations of a level have: the one whose drawn details are nearest to real ones.
+
+For ``M = A + rho Mhat``, Mhat the activity that the coarser level predicts (1 on average), the pair (A, rho) minimises
+
+.. math:: E_{j, \theta}\, W_1(\langle\theta, D_j X_l\rangle, \langle\theta, D_j X_l^*\rangle) / \mathrm{sd} ,
+
+the sliced Wasserstein distance (Rabin et al. 2011) of level l's details in windows of 2 x 2 patches j, the X_l drawn by the levels
+learned so far. Judged one patch at a time, on real pictures, a law may have the sizes of single details right and not see that they
+are large together, window after window: its drawn pictures are too busy here and too empty there, and the next level makes that worse.
+On faces and buildings ``A + rho`` is about -0.6 (a detail of typical activity is on in half of all samples) and must be known to a
+tenth; rho matters less, and the steeper the law, the more it is a switch: off where the picture is smooth, Gaussian where it is busy.
+
+=============  ==========  =======================================================================================================
+setting        default     reason
+=============  ==========  =======================================================================================================
+RISE           2 to 8      rho: from a gentle law, with a few innovations everywhere, to a switch
+STEP           0.1         of A + rho; the distance's minimum is some three of these wide
+START          5, -0.7     rho and A + rho where the search begins; it goes downhill from neighbour to neighbour
+WINDOWS        48          places that are looked at: few of them may all be of the background
+SAMPLES        2048        drawn and real ones, each looked at in a quarter of the windows
+DIRECTIONS     64          theta, Gaussian in a box, sum zero in each colour
+SIDES          1/4 to 1    of a box, in windows: most are whole; with small ones alone the law is too sparse, with none too dense
+=============  ==========  =======================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from forwardsr.learn.sliced import boxes
+from forwardsr.learn.windows import ring
+
+RISE = (2.0, 3.0, 5.0, 8.0)
+STEP = 0.1
+START = (2, -7)  # the third rho, and A + rho in steps
+WINDOWS, SAMPLES, SHARES, DIRECTIONS = 48, 2048, 4, 64
+SIDES = (0.25, 0.5, 1.0, 1.0, 1.0)  # of a box, in sides of a window
+
+
+def choose_law(
+    real: Float[Tensor, "j n d"],
+    expected: Callable[[Tensor, slice], Tensor],
+    active: Float[Tensor, "j m q"],
+    root: Float[Tensor, "9 q q"],
+    power: Float[Tensor, "j q"],
+    D: Float[Tensor, "d q"],
+    channels: int,
+    patch: int,
+    generator: torch.Generator,
+) -> tuple[float, float]:
+    """(A, rho) for the images ``real``.
+
+    ``expected``: from indices ``(w,)`` and a slice of drawn samples, what is predicted of those patches ``(w, n, d)`` in them;
+    ``active``: their Mhat; ``root``: g from the innovations around; ``power``: E y^2.
+    """
+    grid, n, q = round(len(real) ** 0.5), min(SAMPLES, real.shape[1], active.shape[1]) // SHARES, D.shape[1]
+    corner = torch.randperm((grid - 1) ** 2, generator=generator)[:WINDOWS]
+    corner = corner // (grid - 1) * grid + corner % (grid - 1)
+    at = (corner[:, None] + torch.tensor([0, 1, grid, grid + 1])).flatten()
+    shares = [(part, slice(i * n, (i + 1) * n)) for i, part in enumerate(at.view(-1, 4).tensor_split(SHARES))]
+    views = _views(channels, patch, D, generator)
+
+    def project(details: Float[Tensor, "w n q"]) -> Float[Tensor, "s n"]:
+        return (details.view(-1, 4, n, q).transpose(1, 2).reshape(-1, 4 * q) @ views).T
+
+    wanted = _sort(project(torch.cat([real[part.flatten(), some] for part, some in shares]) @ D))
+    spread = torch.from_numpy(wanted.std(1)).clamp_min(1e-9)
+    base = project(torch.cat([expected(part.flatten(), some) for part, some in shares]) @ D)
+    active, size = torch.cat([active[part.flatten(), some] for part, some in shares]), power[at].sqrt()
+    cells, around = ring(grid)[at].unique(return_inverse=True)
+    z = torch.randn(len(cells), n, q, generator=generator)
+    g = sum(z[around[:, i]] @ own for i, own in enumerate(root))
+    found: dict[tuple[int, int], float] = {}
+
+    def distance(law: tuple[int, int]) -> float:
+        """Of ``law``: the index of its rho, and A + rho in steps."""
+        i, typical = law
+        if not 0 <= i < len(RISE):
+            return float("inf")
+        if law not in found:
+            M = STEP * typical + RISE[i] * (active - 1)
+            y = (M + g).relu_() - (M - g).relu_()
+            y *= (size / y.square().mean(1).clamp_min(1e-12).sqrt())[:, None]
+            apart = torch.from_numpy(np.abs(_sort(base + project(y)) - wanted).mean(1))
+            found[law] = float((apart / spread).mean())
+        return found[law]
+
+    here, best = START, None
+    while here != best:
+        best, (i, typical) = here, here
+        here = min([best, (i, typical - 1), (i, typical + 1), (i - 1, typical), (i + 1, typical)], key=distance)
+    return STEP * best[1] - RISE[best[0]], RISE[best[0]]
+
+
+def _views(channels: int, patch: int, D: Tensor, generator: torch.Generator) -> Float[Tensor, "4q s"]:
+    """The directions theta, of windows of 2 x 2 patches, as weights of the details in them."""
+    side = 2 * patch
+    box = boxes(DIRECTIONS, side, [round(side * part) for part in SIDES], generator)[:, None]
+    theta = torch.randn(DIRECTIONS, channels, side, side, generator=generator) * box
+    theta -= box * theta.sum((2, 3), keepdim=True) / box.sum((2, 3), keepdim=True)
+    tiles = theta.view(DIRECTIONS, channels, 2, patch, 2, patch).permute(2, 4, 1, 3, 5, 0)
+    return (D.T @ tiles.reshape(4, len(D), DIRECTIONS)).reshape(-1, DIRECTIONS)
+
+
+def _sort(x: Float[Tensor, "s n"]) -> np.ndarray:
+    return np.sort(x.contiguous().numpy(), axis=1)
