@@ -65,7 +65,7 @@ def choose_law(
     shares = [(part, slice(i * n, (i + 1) * n)) for i, part in enumerate(at.view(-1, 4).tensor_split(SHARES))]
     views = _views(channels, patch, D, generator)
 
-    def project(details: Float[Tensor, "w n q"]) -> Float[Tensor, "s n"]:
+    def project(details: Tensor) -> Tensor:
         return (details.view(-1, 4, n, q).transpose(1, 2).reshape(-1, 4 * q) @ views).T
 
     wanted = _sort(project(torch.cat([real[part.flatten(), some] for part, some in shares]) @ D))
@@ -97,7 +97,7 @@ def choose_law(
     return STEP * best[1] - RISE[best[0]], RISE[best[0]]
 
 
-def _views(channels: int, patch: int, D: Tensor, generator: torch.Generator) -> Float[Tensor, "4q s"]:
+def _views(channels: int, patch: int, D: Tensor, generator: torch.Generator) -> Tensor:
     """The directions theta, of windows of 2 x 2 patches, as weights of the details in them."""
     side = 2 * patch
     box = boxes(DIRECTIONS, side, [round(side * part) for part in SIDES], generator)[:, None]
