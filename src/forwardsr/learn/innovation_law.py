@@ -6,7 +6,7 @@ For ``M = A + rho Mhat``, Mhat the activity that the coarser level predicts (1 o
 
 the sliced Wasserstein distance (Rabin et al. 2011) of level l's details in windows of 2 x 2 patches j, the X_l drawn by the levels
 learned so far. Judged one patch at a time, on real pictures, a law may have the sizes of single details right and not see that they
-are large together, window after window: its drawn pictures are too busy here and too empty there, and the next level makes that worse.
+are large together, window by window: its drawn pictures are too busy here and too empty there, and the next level makes it worse.
 On faces and buildings ``A + rho`` is about -0.6 (a detail of typical activity is on in half of all samples) and must be known to a
 tenth; rho matters less, and the steeper the law, the more it is a switch: off where the picture is smooth, Gaussian where it is busy.
 
