@@ -30,9 +30,10 @@ SHOWN_NEAREST = 16
 
 
 def patch_side(source: Source, patch: int | None) -> int:
-    """The side of a patch in pixels: ``patch``, or half the coarsest level's side (two by two patches there)."""
+    """The side of a patch in pixels: ``patch``, or 4 where that cuts the coarsest level in two by two patches or more, or half its
+    side: larger patches have coarser windows and slower closed forms."""
     side = source.shapes[0][-1]
-    chosen = side // 2 if patch is None else patch
+    chosen = (4 if side % 4 == 0 and side > 4 else side // 2) if patch is None else patch
     if chosen < 2 or side % chosen:
         raise UserError(f"--patch {patch}: must be at least 2 and divide the coarsest side, {side}")
     return chosen

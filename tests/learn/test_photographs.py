@@ -5,6 +5,7 @@ import torch
 
 from forwardsr.data.pyramid import Pyramid, pool, unfold
 from forwardsr.errors import UserError
+from forwardsr.learn import photographs
 from forwardsr.learn.copula import FACTORS, learn_first_level, shrunk_correlation
 from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import (
@@ -233,3 +234,13 @@ def test_the_game_moves_level_one_and_keeps_its_form() -> None:
     s = (z @ found.V.reshape(k * m, -1).T - found.b.reshape(-1)).relu().view(-1, k, m).transpose(0, 1)
     size = ((s @ found.W.mT) @ found.basis).abs()
     assert float((s @ found.contrast - size).square().mean() / size.var()) < 0.05
+
+
+def test_the_finest_level_is_learned_from_all_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Blobs(400)
+    source.pyramid = Pyramid([torch.cat([x[:200] * 0, x[200:] * 0 + 1]) for x in source.pyramid])  # two folders
+    monkeypatch.setattr(photographs, "SAMPLE_NUMBERS", 16 * 100)
+    coarse, fine = photographs._sample(Stream(source, 0, 4), 2, 0)
+    assert (coarse.shape[1], fine.shape[1]) == (400, 100)
+    assert 0.35 < float(fine.mean()) < 0.65
+    assert torch.equal(coarse[0, :100, 0], fine[0, :, 0])  # the same images

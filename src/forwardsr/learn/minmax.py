@@ -63,7 +63,7 @@ class MinmaxConfig:
     zeta: float = 0.0
     """Slope of the learned network's leaky ReLU below zero; 0 is plain ReLU."""
     patch: int | None = None
-    """Side of a patch in pixels, for images; half the coarsest side where not given."""
+    """Side of a patch in pixels, for images; 4, or half the coarsest side, where not given."""
     innovation: float = 1.0
     """Images: a factor on what finer levels add to coarser ones; below 1 pictures are smoother than the data."""
     level1: Literal["sliced", "copula", "adversarial"] = "sliced"
