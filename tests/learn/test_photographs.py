@@ -5,7 +5,7 @@ import torch
 
 from forwardsr.data.pyramid import Pyramid, pool, unfold
 from forwardsr.errors import UserError
-from forwardsr.learn import photographs
+from forwardsr.learn import photographs, upsampling
 from forwardsr.learn.copula import FACTORS, learn_first_level, shrunk_correlation
 from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import (
@@ -154,6 +154,24 @@ def test_sharing_is_chosen_on_held_out_samples() -> None:
     own = learn_upsampling([(x, apart)], parents, kinds, x.mean(1), apart.mean(1))
     assert own.sharing <= 1e-2
     assert own.errors[own.sharing] < 0.2 * own.errors[float("inf")]
+
+
+def test_few_samples_ask_for_a_larger_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    parents, kinds = window(2)
+    scale = torch.linspace(0.1, 2, 20)
+    x, fresh = (torch.randn(4, n, 20, generator=g) * scale for n in (160, 4000))
+    B = torch.randn(16, 80, 20, generator=g)
+    y = gather(x, parents) @ B + 15.0 * torch.randn(16, 160, 20, generator=g)
+
+    def off() -> float:
+        up = learn_upsampling([(x, y)], parents, kinds, x.mean(1), y.mean(1))
+        found = gather(fresh - up.below[:, None], parents) @ up.B + up.mean[:, None]
+        return float((found - gather(fresh, parents) @ B).square().mean())
+
+    chosen = off()
+    monkeypatch.setattr(upsampling, "RIDGES", (1e-3,))
+    assert chosen < 0.8 * off()
 
 
 def test_a_learned_network_draws_like_its_images_and_pools_exactly() -> None:

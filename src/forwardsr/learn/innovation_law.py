@@ -16,6 +16,8 @@ setting        default     reason
 RISE           2 to 8      rho: from a gentle law, with a few innovations everywhere, to a switch
 STEP           0.1         of A + rho; the distance's minimum is some three of these wide
 START          5, -0.7     rho and A + rho where the search begins; it goes downhill from neighbour to neighbour
+TYPICAL        -1.5, 0.5   bounds of A + rho. Where what is predicted is too loud, as after few images, innovations so rare that no
+                           direction sees them would be nearest, and each a spot
 WINDOWS        48          places that are looked at: few of them may all be of the background
 SAMPLES        2048        drawn and real ones, each looked at in a quarter of the windows
 DIRECTIONS     64          theta, Gaussian in a box, sum zero in each colour
@@ -38,6 +40,7 @@ from forwardsr.learn.windows import ring
 RISE = (2.0, 3.0, 5.0, 8.0)
 STEP = 0.1
 START = (2, -7)  # the third rho, and A + rho in steps
+TYPICAL = (-15, 5)  # in steps
 WINDOWS, SAMPLES, SHARES, DIRECTIONS = 48, 2048, 4, 64
 SIDES = (0.25, 0.5, 1.0, 1.0, 1.0)  # of a box, in sides of a window
 
@@ -80,7 +83,7 @@ def choose_law(
     def distance(law: tuple[int, int]) -> float:
         """Of ``law``: the index of its rho, and A + rho in steps."""
         i, typical = law
-        if not 0 <= i < len(RISE):
+        if not (0 <= i < len(RISE) and TYPICAL[0] <= typical <= TYPICAL[1]):
             return float("inf")
         if law not in found:
             M = STEP * typical + RISE[i] * (active - 1)

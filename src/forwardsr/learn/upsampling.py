@@ -22,7 +22,7 @@ from torch import Tensor
 
 from forwardsr.learn.windows import KINDS, gather
 
-RIDGE = 1e-3  # of the shared solution, in mean eigenvalues: it must only keep the system regular
+RIDGES = (1e-3, 1e-2, 1e-1)  # of the shared solution, in mean eigenvalues; few images ask for more than regularity
 SHARING = (1e-3, 1e-2, 1e-1, 1.0, float("inf"))  # lambdas tried
 HELD_OUT = 5  # one sample in five chooses between them
 
@@ -87,15 +87,18 @@ def learn_upsampling(
     mean_out = (fit.first_out + held.first_out) / (fit.n + held.n)
     parts = [_centred(sums, mean_in, mean_out, windows, which) for sums in (fit, held)]
     (gram, cross, _), (held_gram, held_cross, held_square) = parts
-    errors = {}
-    for sharing in SHARING:
-        B = _solve(gram, cross, which, kinds, sharing)
+
+    def error(sharing: float, ridge: float) -> float:
+        B = _solve(gram, cross, which, kinds, sharing, ridge)
         explained = (B * (2 * held_cross - held_gram[which] @ B)).sum((1, 2)).double()
-        errors[sharing] = float((held_square - explained).mean() / d)
+        return float((held_square - explained).mean() / d)
+
+    ridge = min(RIDGES, key=lambda tried: error(float("inf"), tried))
+    errors = {sharing: error(sharing, ridge) for sharing in SHARING}
     best = min(errors, key=lambda key: errors[key])
     share = fit.n / (fit.n + held.n)
     gram, cross = (share * a + (1 - share) * b for a, b in ((gram, held_gram), (cross, held_cross)))
-    B = _solve(gram, cross, which, kinds, best)
+    B = _solve(gram, cross, which, kinds, best, ridge)
     return Upsampling(B, below + mean_in, mean + mean_out, best, errors, float(held_square.mean() / d))
 
 
@@ -113,7 +116,7 @@ def _centred(
     return gram, cross, square
 
 
-def _solve(gram: Tensor, cross: Tensor, which: Tensor, kinds: Tensor, sharing: float) -> Tensor:
+def _solve(gram: Tensor, cross: Tensor, which: Tensor, kinds: Tensor, sharing: float, ridge: float) -> Tensor:
     """``B``: the kinds' ridge solutions, and for a finite ``sharing`` each patch's step away from its kind's."""
     inputs = gram.shape[1]
     count = torch.bincount(kinds, minlength=KINDS).clamp_min(1)[:, None, None]
@@ -121,7 +124,7 @@ def _solve(gram: Tensor, cross: Tensor, which: Tensor, kinds: Tensor, sharing: f
     target = torch.zeros(KINDS, inputs, cross.shape[2]).index_add_(0, kinds, cross) / count
     level = gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12)
     eye = torch.eye(inputs)
-    shared = torch.linalg.solve(pooled + RIDGE * level * eye, target)[kinds]
+    shared = torch.linalg.solve(pooled + ridge * level * eye, target)[kinds]
     if sharing == float("inf"):
         return shared
     factor = torch.linalg.cholesky(gram + sharing * level * eye)
