@@ -18,6 +18,7 @@ from forwardsr.learn.photographs import learn_photographs
 from forwardsr.learn.stream import Stream
 from forwardsr.learn.upsampling import learn_upsampling
 from forwardsr.learn.windows import gather, window
+from forwardsr.learning_photographs import patch_side
 from forwardsr.measure.novelty import novelty
 
 
@@ -262,3 +263,8 @@ def test_the_finest_level_is_learned_from_all_folders(monkeypatch: pytest.Monkey
     assert (coarse.shape[1], fine.shape[1]) == (400, 100)
     assert 0.35 < float(fine.mean()) < 0.65
     assert torch.equal(coarse[0, :100, 0], fine[0, :, 0])  # the same images
+
+
+@pytest.mark.parametrize(("side", "patch"), [(4, 2), (6, 3), (8, 4), (12, 4), (16, 4)])
+def test_patches_are_of_four_pixels_where_the_coarsest_level_holds_more_than_one(side: int, patch: int) -> None:
+    assert patch_side(Blobs(4, sides=(side, 2 * side)), None) == patch

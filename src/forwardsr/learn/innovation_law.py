@@ -16,7 +16,7 @@ setting        default     reason
 RISE           2 to 8      rho: from a gentle law, with a few innovations everywhere, to a switch
 STEP           0.1         of A + rho; the distance's minimum is some three of these wide
 START          5, -0.7     rho and A + rho where the search begins; it goes downhill from neighbour to neighbour
-TYPICAL        -1.5, 0.5   bounds of A + rho. Where what is predicted is too loud, as after few images, innovations so rare that no
+BOUNDS         -1.5, 0.5   of A + rho. Where what is predicted is too loud, as after few images, innovations so rare that no
                            direction sees them would be nearest, and each a spot
 WINDOWS        48          places that are looked at: few of them may all be of the background
 SAMPLES        2048        drawn and real ones, each looked at in a quarter of the windows
@@ -40,7 +40,7 @@ from forwardsr.learn.windows import ring
 RISE = (2.0, 3.0, 5.0, 8.0)
 STEP = 0.1
 START = (2, -7)  # the third rho, and A + rho in steps
-TYPICAL = (-15, 5)  # in steps
+BOUNDS = (-15, 5)  # of A + rho, in steps
 WINDOWS, SAMPLES, SHARES, DIRECTIONS = 48, 2048, 4, 64
 SIDES = (0.25, 0.5, 1.0, 1.0, 1.0)  # of a box, in sides of a window
 
@@ -65,16 +65,17 @@ def choose_law(
     corner = torch.randperm((grid - 1) ** 2, generator=generator)[:WINDOWS]
     corner = corner // (grid - 1) * grid + corner % (grid - 1)
     at = (corner[:, None] + torch.tensor([0, 1, grid, grid + 1])).flatten()
-    shares = [(part, slice(i * n, (i + 1) * n)) for i, part in enumerate(at.view(-1, 4).tensor_split(SHARES))]
+    parts = enumerate(at.view(-1, 4).tensor_split(SHARES))
+    shares = [(part.flatten(), slice(i * n, (i + 1) * n)) for i, part in parts]
     views = _views(channels, patch, D, generator)
 
     def project(details: Tensor) -> Tensor:
         return (details.view(-1, 4, n, q).transpose(1, 2).reshape(-1, 4 * q) @ views).T
 
-    wanted = _sort(project(torch.cat([real[part.flatten(), some] for part, some in shares]) @ D))
+    wanted = _sort(project(torch.cat([real[part, some] for part, some in shares]) @ D))
     spread = torch.from_numpy(wanted.std(1)).clamp_min(1e-9)
-    base = project(torch.cat([expected(part.flatten(), some) for part, some in shares]) @ D)
-    active, size = torch.cat([active[part.flatten(), some] for part, some in shares]), power[at].sqrt()
+    base = project(torch.cat([expected(part, some) for part, some in shares]) @ D)
+    active, size = torch.cat([active[part, some] for part, some in shares]), power[at].sqrt()
     cells, around = ring(grid)[at].unique(return_inverse=True)
     z = torch.randn(len(cells), n, q, generator=generator)
     g = sum(z[around[:, i]] @ own for i, own in enumerate(root))
@@ -83,7 +84,7 @@ def choose_law(
     def distance(law: tuple[int, int]) -> float:
         """Of ``law``: the index of its rho, and A + rho in steps."""
         i, typical = law
-        if not (0 <= i < len(RISE) and TYPICAL[0] <= typical <= TYPICAL[1]):
+        if not (0 <= i < len(RISE) and BOUNDS[0] <= typical <= BOUNDS[1]):
             return float("inf")
         if law not in found:
             M = STEP * typical + RISE[i] * (active - 1)

@@ -4,8 +4,8 @@ r"""From one resolution to the next on photographs: the linear part of super-res
 
 with :math:`B_\kappa` the ridge solution shared by all patches of the kind :math:`\kappa(j)` (:mod:`forwardsr.learn.windows`).
 Lambda says how far a patch may go its own way; it is chosen by the error on held-out samples (aligned faces: 10 % better than
-shared; photographs of anything: shared). Everything is a function of sums over samples, so one pass over the data serves all
-lambdas and the held-out error as well, and nothing holds more than a chunk.
+shared; photographs of anything: shared), and before it the ridge, in the same way. Everything is a function of sums over samples, so
+one pass over the data serves all lambdas and ridges and the held-out error as well, and nothing holds more than a chunk.
 
 Rectified features (pairs :math:`(\pm a)_+` in place of a) were tried as inputs: on held-out faces and buildings they are 0 to
 1 % worse.
