@@ -12,6 +12,7 @@ from forwardsr.learn.innovations import (
     TYPICAL,
     details,
     latent_correlation,
+    learn_innovations,
     mean_square,
 )
 from forwardsr.learn.photographs import learn_photographs
@@ -62,6 +63,32 @@ def test_latent_correlations_undo_the_threshold() -> None:
     assert measured < 0.55
     assert float(latent_correlation(measured)) == pytest.approx(0.6, abs=0.02)
     assert float(latent_correlation(-measured)) == pytest.approx(-0.6, abs=0.02)
+
+
+def test_a_level_keeps_its_law_where_drawn_contrasts_are_not_like_real_ones() -> None:
+    g = torch.Generator().manual_seed(0)
+    parents, kinds = window(2)
+    contrast, other = (torch.randn(4, 4000, 5, generator=g).abs() for _ in range(2))
+    D = details(3, 4, torch.eye(3))
+    size = 0.2 + gather(contrast, parents) @ torch.rand(16, 20, 36, generator=g) / 20
+    residual = size * torch.randn(16, 4000, 36, generator=g) @ D.T
+
+    def law(drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """M ``(j, n, q)`` in drawn samples, and E y^2 there over that of the residuals."""
+        own = learn_innovations(
+            residual, residual, contrast, drawn, lambda at, some: torch.zeros(len(at), 4000, 48)[:, some], parents, kinds, 3, 4,
+            torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        M = gather(drawn, parents) @ own.slope - own.offset[:, None]
+        power = (own.scale.square() * mean_square(M.clamp(-6, 6)).mean(1)).sum(1)
+        return M, power / (residual @ own.D).square().mean(1).sum(1)
+
+    for drawn in (other, 2 * other + 0.5):
+        M, power = law(drawn)
+        wanted, _ = law(contrast)
+        torch.testing.assert_close(power, torch.ones(16), atol=0.01, rtol=0)
+        assert float((M.mean(1) - wanted.mean(1)).abs().max()) < 0.02
+        torch.testing.assert_close(M.std(1), wanted.std(1), rtol=0.1, atol=0)
 
 
 def test_details_vanish_under_pooling_and_are_orthonormal() -> None:
