@@ -43,12 +43,12 @@ SAMPLES = 4000  # and no more samples than these
 FEATURE_PATCHES = 40_000
 FEATURE_ENERGY = 0.999  # of a level's patches, that its features must hold
 
-LAWS: Mapping[str, Callable[[Tensor, torch.Generator, int], FirstLevel]] = {
+LAWS: Mapping[str, Callable[[Tensor, torch.Generator, int, str], FirstLevel]] = {
     "sliced": learn_first_level_sliced,
-    "copula": lambda x, generator, channels: learn_first_level(x, generator),
-    "adversarial": learn_first_level_adversarially,
+    "copula": lambda x, generator, channels, precision: learn_first_level(x, generator),
+    "adversarial": lambda x, generator, channels, precision: learn_first_level_adversarially(x, generator, channels),
 }
-"""How level 1 is learned, by ``--level1``: from its patches ``(n, k, d)``, a generator and the image's channels."""
+"""How level 1 is learned, by ``--level1``: from its patches ``(n, k, d)``, a generator, the image's channels and a precision."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ def learn_photographs(
     on_stage: Callable[[LevelRecord, State], None] | None = None,
     resume: State | None = None,
     level1: str = "sliced",
+    precision: str = "float32",
 ) -> InnovationGenerator:
     """Learn the images of ``stream``, cut into its patches.
 
     ``innovation``: a factor on what the finer levels add; below 1 pictures are smoother than the data. ``level1``: one of
-    :data:`LAWS`. ``on_stage`` is called after each level with its record and the state; that state, given
+    :data:`LAWS`, of which ``sliced`` computes in ``precision``. ``on_stage`` is called after each level with its record and the state; that state, given
     as ``resume``, goes on from there. Raises ``UserError`` for fewer than 50 images, or levels that do not double.
     """
     sides = [round(k**0.5) for k, _ in stream.sizes]
@@ -93,7 +94,7 @@ def learn_photographs(
         n = max(FEWEST, min(SAMPLES, SAMPLE_NUMBERS // sides[l] ** 2))
         if not done and l == 0:
             law = torch.cat([chunk[0] for chunk in stream.chunks(LAW_SAMPLES, 1, salt=3)], 1)
-            metrics = _first_stage(state, LAWS[level1](law.transpose(0, 1), random, image_channels), law.shape[1])
+            metrics = _first_stage(state, LAWS[level1](law.transpose(0, 1), random, image_channels, precision), law.shape[1])
         elif not done:
             assert contrast is not None
             metrics = _finer_stage(

@@ -8,36 +8,49 @@ that what three and more features do together is right: drawn pictures have too 
 and W_1, V_1, b_1, mu_1 descend, from the closed form on, in the sliced Wasserstein distance (Rabin et al. 2011)
 
 .. math:: E_\theta\, W_1(\langle\theta, X_1\rangle, \langle\theta, X_1^*\rangle) / \mathrm{sd}
-          + E_\omega\, W_1(\log(\langle\omega, A\rangle + \epsilon), \log(\langle\omega, A^*\rangle + \epsilon)), \qquad
-          A = |\langle w, X_1 - \mu\rangle| / E|\langle w, X_1^* - \mu\rangle| ,
+          + c_A\, E_\omega\, W_1(\log(\langle\omega, A\rangle + \epsilon_A), \log(\langle\omega, A^*\rangle + \epsilon_A))
+          + c_F\, E_F\, W_1(\log(F(X_1) + \epsilon_F), \log(F(X_1^*) + \epsilon_F)) :
 
-theta Gaussian weights on a random window of the image, of two pixels a side up to all (whole images alone look Gaussian in
-every direction), omega positive weights on the sizes of all features in a window of patches: the contrasts by which level 2
-is gated, in logarithms, since a smooth patch is where small errors are great. In place of a critic that must be trained the inner
-maximum is a sort: real projections are sorted once, drawn ones each step, and the gradient is exact.
+* theta Gaussian weights on a random window of the image, of two pixels a side up to all (whole images alone look Gaussian in
+  every direction);
+* omega positive weights on the sizes :math:`A = |\langle w, X_1 - \mu\rangle| / E|\langle w, X_1^* - \mu\rangle|` of all features in
+  a window of patches: the contrasts by which level 2 is gated;
+* F the energy of a random contrast of 3 x 3 pixels, summed over places of a window, relative to its mean: how loud the finest
+  that level 1 holds is there. Features hold coarse and fine together and do not see it.
 
-=================  ========  ==========================================================================================
-setting            default   reason
-=================  ========  ==========================================================================================
-STEPS, BATCH       300,      on buildings at 8 px, 200 steps have nine tenths of what 400 gain in views not descended in; a
-                   2048      smaller batch makes the sorts noisy
-SMALL              0.03      epsilon, of a mean contrast: below it a patch is smooth, however much
-SLICES, REUSED     64, 2     windows at once, half as many of contrasts, kept for so many steps: sorting is half the work
-RATE               0.01      Adam; twice that is too noisy for the steps there are
-AVERAGED           0.95      decay of the average of the weights that is kept, over the last two fifths
-SIZE               450,000   neurons times latents: larger networks take fewer and smaller steps. 12 px in colour have 2.5 times
-                             as many, 8 px half as many
-=================  ========  ==========================================================================================
+The last two in logarithms, since a smooth patch is where small errors are great. In place of a critic that must be trained the
+inner maximum is a sort: real projections are sorted once, drawn ones each step, and the gradient is exact. With bfloat16 the
+network's products, more than half of a step in float32, take a seventh of it where the processor has them; nothing else is rounded.
+
+=================  =========  =========================================================================================
+setting            default    reason
+=================  =========  =========================================================================================
+STEPS, BATCH       300,       on buildings at 8 px, 200 steps have nine tenths of what 400 gain in views not descended in; a
+                   2048       smaller batch makes the sorts noisy
+SLICES             192        windows at once, half as many of contrasts; with a third of them noise is half of what is left
+REUSED             2          steps that views are kept for: drawing and sorting real ones is a third of the work
+CONTRAST, ENERGY   0.3,       c_A, c_F. More of either takes from the windows; at c_F = 0.1 8 px are too loud and too quiet, at
+                   0.07       0.05 12 px are not enough so
+SMALL              0.03,      epsilon, of a mean contrast and of a mean energy: below it a patch is smooth, however much
+                   0.1
+PLACES             32, 8      energies at once, and the places that each is summed over
+CENTRED            0.3        part of the windows whose weights sum to zero in each colour: contrasts
+RATE               0.01       Adam; twice that is too noisy for the steps there are
+AVERAGED           0.95       decay of the average of the weights that is kept, over the last two fifths
+SIZE               800,000    neurons times latents: larger networks take fewer and smaller steps. 12 px in colour have 1.4
+                              times as many, 8 px a third as many
+=================  =========  =========================================================================================
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from forwardsr.data.pyramid import fold
@@ -45,29 +58,56 @@ from forwardsr.learn.adversarial import average
 from forwardsr.learn.copula import FirstLevel, learn_first_level
 
 STEPS, BATCH = 300, 2048
-SLICES, REUSED = 64, 2
+SLICES, REUSED = 192, 2
+CONTRAST, ENERGY = 0.3, 0.07
 RATE = 0.01
 MOMENTUM = (0.5, 0.99)
 AVERAGED, FROM = 0.95, 0.6
-SIZE = 450_000
+SIZE = 800_000
 FEWEST_STEPS, A_STEP = 40, 25  # no more steps than one for so many samples: few samples are soon learned by heart
-REAL = 10_000  # samples whose projections are sorted
-WINDOWS = (2, 3, 4, 6)  # pixels a side; and the whole image, as often as two of these
+REAL, SEEN = 10_000, 4096  # samples that are kept, and those of them whose projections are sorted, others each time
+WINDOWS = (2, 3, 4, 6, 8, 8)  # pixels a side; and the whole image, as often as two of these
 PATCHES = (1, 1, 2, 2, 3)  # patches a side; and all, once
-CENTRED = 0.6  # of the windows have weights that sum to zero in each colour: contrasts
-SMALL = 0.03
+PLACES = (32, 8)
+HEARD = (3, 4, 6)  # pixels a side, that an energy is summed over; and the whole image, as often as two of these
+CENTRED = 0.3
+SMALL, QUIET = 0.03, 0.1
 FITTED = 8192  # samples that the contrasts are fitted to
 
 
-def learn_first_level_sliced(x: Float[Tensor, "n k d"], generator: torch.Generator, channels: int = 3) -> FirstLevel:
-    """The closed form of the patches ``x`` and then the descent above; ``channels`` of the image that they make."""
-    return descend(x, learn_first_level(x, generator), generator, channels)
+def learn_first_level_sliced(
+    x: Float[Tensor, "n k d"], generator: torch.Generator, channels: int = 3, precision: str = "float32"
+) -> FirstLevel:
+    """The closed form of the patches ``x`` and then the descent above; ``channels`` of the image that they make.
+
+    ``precision`` of the network's products in the descent: float32 or bfloat16.
+    """
+    return descend(x, learn_first_level(x, generator), generator, channels, precision=precision)
 
 
 def render(level: FirstLevel, z: Float[Tensor, "n m_0"]) -> tuple[Float[Tensor, "k n m"], Float[Tensor, "k n d"]]:
     """The hidden layer and the patches of a first level, patch first."""
     s = torch.baddbmm(-level.b[:, None], z.expand(len(level.V), -1, -1), level.V.mT).relu()
     return s, s @ level.W.mT + level.mean[:, None]
+
+
+class _Patches(torch.autograd.Function):
+    """``W ReLU(V z - b)``, patch first, all products in a given dtype: what autograd would do, and hidden layers stay in it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, V: Tensor, W: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+        z, V, W, b = (t.to(dtype) for t in (z, V, W, b))
+        s = torch.baddbmm(-b[:, None], z.expand(len(V), -1, -1), V.mT).relu_()
+        ctx.save_for_backward(z, W, s)
+        return (s @ W.mT).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        z, W, s = ctx.saved_tensors
+        of_x = gradients[0].to(s.dtype)
+        of_s = torch.ops.aten.threshold_backward(of_x @ W, s, 0)
+        of_V = of_s.mT @ z.expand(len(s), -1, -1)
+        return None, of_V.float(), (of_x.mT @ s).float(), -of_s.sum(1, dtype=torch.float32), None
 
 
 @torch.no_grad()
@@ -81,10 +121,11 @@ def fitted_contrast(level: FirstLevel, generator: torch.Generator) -> Float[Tens
 
 
 def descend(
-    x: Float[Tensor, "n k d"], start: FirstLevel, generator: torch.Generator, channels: int, steps: int = STEPS
-) -> FirstLevel:
+    x: Float[Tensor, "n k d"], start: FirstLevel, generator: torch.Generator, channels: int, steps: int = STEPS,
+    precision: str = "float32",
+) -> FirstLevel:  # fmt: skip
     """``start`` moved towards the law of ``x`` by at most ``steps`` steps."""
-    n = len(x)
+    n, dtype = len(x), getattr(torch, precision)
     ease = math.sqrt(min(1.0, SIZE / start.V.numel()))
     steps, batch = min(round(steps * ease), max(FEWEST_STEPS, n // A_STEP)), round(BATCH * ease)
     if n > REAL:
@@ -101,9 +142,11 @@ def descend(
         if step % REUSED == 0:
             views.turn(batch, SLICES, generator)
         V, W, b, mean = moving
-        _, drawn = render(replace(start, V=V, W=W, b=b, mean=mean), torch.randn(batch, V.shape[2], generator=generator))
+        z = torch.randn(batch, V.shape[2], generator=generator)
+        drawn = mean[:, None] + _Patches.apply(z, V, W, b, dtype)  # type: ignore[no-untyped-call]
         adam.zero_grad()
-        sum(views.distances(drawn)).backward()  # type: ignore[union-attr]
+        signed, contrasts, energies = views.distances(drawn)
+        (signed + CONTRAST * contrasts + ENERGY * energies).backward()
         adam.step()
         if step >= FROM * steps:
             kept = kept or [t.detach().clone() for t in moving]
@@ -140,27 +183,46 @@ class _Views:
         omega = torch.empty(slices // 2, self.grid, self.grid, r).exponential_(generator=generator)
         omega *= boxes(slices // 2, self.grid, [*PATCHES, self.grid], generator)[..., None]
         self.omega = (omega / omega.sum((1, 2, 3), keepdim=True)).reshape(slices // 2, -1).T
-        at = ((torch.arange(n) + 0.5) / n * len(self.real)).long()
-        self.signed = _sorted((self.real - self.centre) @ self.theta)[:, at]
+        self.eta = torch.empty(self.place.numel(), math.prod(PLACES))
+        self.eta[self.place.flatten()] = filters(channels, side, generator).reshape(math.prod(PLACES), -1).T
+        some = torch.randperm(len(self.real), generator=generator)[:SEEN]
+        real, at = self.real[some], ((torch.arange(n) + 0.5) / n * len(some)).long()
+        self.signed = _quantiles((real - self.centre) @ self.theta, at)
         self.unit = self.signed.std(1).clamp_min(1e-9)
-        self.sizes = _sorted((self.contrast @ self.omega + SMALL).log())[:, at]
+        self.sizes = _quantiles((self.contrast[some] @ self.omega + SMALL).log_(), at)
+        energy = self._energy(real)
+        self.loud = energy.mean(0).clamp_min(1e-12)
+        self.energies = _quantiles((energy / self.loud + QUIET).log_(), at)
 
-    def distances(self, drawn: Float[Tensor, "k n d"]) -> tuple[Tensor, Tensor]:
-        """The two means of the module's head, over the present views."""
-        signed = _sorted((_flat(drawn) - self.centre) @ self.theta)
+    def _energy(self, flat: Float[Tensor, "n q"]) -> Float[Tensor, "n s"]:
+        return (flat @ self.eta).view(-1, *PLACES).square().mean(2)
+
+    def distances(self, drawn: Float[Tensor, "k n d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The three means of the module's head, over the present views."""
+        flat = _flat(drawn)
+        signed = _sorted((flat - self.centre) @ self.theta)
         contrast = ((drawn - self.mean) @ self.basis).abs() / self.usual
         sizes = _sorted((_flat(contrast) @ self.omega + SMALL).log())
-        return ((signed - self.signed).abs().mean(1) / self.unit).mean(), (sizes - self.sizes).abs().mean()
+        energies = _sorted((self._energy(flat) / self.loud + QUIET).log())
+        return (
+            ((signed - self.signed).abs().mean(1) / self.unit).mean(),
+            (sizes - self.sizes).abs().mean(),
+            (energies - self.energies).abs().mean(),
+        )
 
 
 def _flat(x: Float[Tensor, "k n d"]) -> Float[Tensor, "n q"]:
     return x.transpose(0, 1).flatten(1)
 
 
+def _quantiles(x: Float[Tensor, "n s"], at: Int64[Tensor, " m"]) -> Float[Tensor, "s m"]:
+    return torch.from_numpy(np.sort(x.T.contiguous().numpy(), axis=1))[:, at]
+
+
 def _sorted(x: Float[Tensor, "n s"]) -> Float[Tensor, "s n"]:
     """Sorted, with a gradient. NumPy's argsort of rows of float32 takes a third of the time of PyTorch's."""
-    rows = x.T
-    order = np.argsort(rows.detach().contiguous().numpy(), axis=1)
+    rows = x.T.contiguous()
+    order = np.argsort(rows.detach().numpy(), axis=1)
     return rows.gather(1, torch.from_numpy(order))
 
 
@@ -171,3 +233,24 @@ def boxes(n: int, side: int, sizes: list[int], generator: torch.Generator) -> Fl
     i = torch.arange(side)
     row, column = ((i >= a[:, None]) & (i < (a + size)[:, None]) for a in first.unbind(1))
     return (row[:, :, None] & column[:, None, :]).float()
+
+
+def filters(channels: int, side: int, generator: torch.Generator) -> Float[Tensor, "s p c side side"]:
+    """Contrasts of 3 x 3 (half of them 2 x 2) pixels in a direction of colour, s of them, each at p places of a window."""
+    n, places = PLACES
+    small = torch.rand(n, 1, 1, generator=generator) < 0.5
+    kernel = torch.randn(n, 3, 3, generator=generator)
+    inside = torch.ones(n, 3, 3).masked_fill_(small & (torch.arange(3).maximum(torch.arange(3)[:, None]) == 2), 0)
+    kernel = inside * (kernel - (inside * kernel).sum((1, 2), keepdim=True) / inside.sum((1, 2), keepdim=True))
+    window = torch.tensor([*HEARD, side, side]).clamp_max(side)[
+        torch.randint(len(HEARD) + 2, (n,), generator=generator)
+    ]
+    first = (torch.rand(n, 2, 1, generator=generator) * (side - window + 1)[:, None, None]).long()
+    at = first + (torch.rand(n, 2, places, generator=generator) * (window - 2)[:, None, None]).long()
+    step = torch.arange(3)
+    index = (at[:, 0, :, None, None] + step[:, None]) * side + at[:, 1, :, None, None] + step
+    plane = torch.zeros(n, places, side * side).scatter_(
+        2, index.flatten(2), kernel.flatten(1)[:, None].expand(-1, places, -1)
+    )
+    colour = torch.randn(n, 1, channels, 1, generator=generator)
+    return (colour * plane[:, :, None]).unflatten(3, (side, side))
