@@ -119,8 +119,7 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
     if start is not None:
         Run.read(start)
     source = open_images_source(config, console)
-    # A run goes on with the precision it was begun with, whatever would be faster here.
-    settings["precision"] = made.get("precision") or resolve_precision(config.precision, device)
+    settings["precision"] = settled_precision(config, made, device)
     settings["sides"] = [shape[-1] for shape in source.shapes]
     if config.method == "last-layer":
         settings["random_width"] = config.random_width or matching_width(
@@ -135,6 +134,12 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
         return _learn(run, learner, config, limits, checkpoint_seconds, console)
     finally:
         run.close()
+
+
+def settled_precision(config: LearnConfig, made: Mapping[str, Any], device: torch.device) -> str:
+    """A run goes on with the precision it was begun with, whatever would be faster here."""
+    found: str = made.get("precision") or resolve_precision(config.precision, device)
+    return found
 
 
 def as_made(config: LearnConfig, out: Path) -> LearnConfig:
@@ -155,6 +160,7 @@ def refuse_unused(config: LearnConfig) -> None:
         loop = {"budget", "steps", "images", "report_images", "checkpoint", "init"}
         unused = {f.name for base in (JointConfig, ScheduleConfig) for f in fields(base)} - {"seed"} | loop
         unused |= minmax - images - {"solver"} if is_images(config.source) else images | {"resolution", "base", "fit"}
+        unused -= {"precision"} if is_images(config.source) else set()
         if config.device not in ("auto", "cpu"):
             raise UserError(f"--device {config.device}: minmax computes on the CPU; leave it out")
     plain = LearnConfig()
@@ -191,7 +197,8 @@ def fit_photographs(config: LearnConfig, out: Path, console: Console, command: s
         "level1",
     )
     settings = {key: getattr(config, key) for key in kept} | {"command": command}
-    Run.check(out, settings, FREE)
+    settings["precision"] = None if config.precision == "auto" else config.precision
+    settings["precision"] = settled_precision(config, Run.check(out, settings, FREE), torch.device("cpu"))
     return learn_images(open_images_source(config, console), settings, FREE, out, console)
 
 

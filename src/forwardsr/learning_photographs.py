@@ -42,7 +42,8 @@ def patch_side(source: Source, patch: int | None) -> int:
 def learn_images(source: Source, settings: dict[str, Any], free: frozenset[str], out: Path, console: Console) -> int:
     """Learn images into the Run at ``out``, or go on there after the levels that were finished; returns 0 or 130.
 
-    ``settings``: ``seed``, ``innovation``, ``patch``, ``level1``, ``precision`` and whatever else the Run is to remember. Raises :class:`UserError`.
+    ``settings``: ``seed``, ``innovation``, ``patch``, ``level1``, ``precision`` and whatever else the Run is to
+    remember. Raises :class:`UserError`.
     """
     channels = source.shapes[0][0]
     stream = Stream(source, settings["seed"], patch_side(source, settings["patch"]))

@@ -22,14 +22,13 @@ def pictures(n: int, seed: int = 0) -> Tensor:
     return unfold(image * torch.where(columns == left, 1.0, 0.0)[:, None], 4)
 
 
-def apart(level: FirstLevel, x: Tensor) -> tuple[float, float]:
-    """Both distances of fresh samples, in views that no descent has seen."""
+def apart(level: FirstLevel, x: Tensor) -> list[float]:
+    """The three distances of fresh samples, in views that no descent has seen."""
     generator = torch.Generator().manual_seed(7)
     views = sliced._Views(x.transpose(0, 1), level, 1)
     views.turn(4000, 300, generator)
     _, drawn = sliced.render(level, torch.randn(4000, level.V.shape[2], generator=generator))
-    signed, sizes = views.distances(drawn)
-    return float(signed), float(sizes)
+    return [float(distance) for distance in views.distances(drawn)]
 
 
 def test_what_no_pair_says_is_learned() -> None:
@@ -38,7 +37,8 @@ def test_what_no_pair_says_is_learned() -> None:
     found = sliced.descend(x, start, torch.Generator().manual_seed(1), 1)
     before, after = apart(start, x), apart(found, x)
     assert after[0] < 0.85 * before[0]
-    assert after[1] < 0.75 * before[1]
+    assert after[1] < 0.85 * before[1]
+    assert after[2] < 0.85 * before[2]
 
 
 def test_the_sizes_of_features_are_still_read_off_the_hidden_layer() -> None:
@@ -86,7 +86,7 @@ def test_windows_are_squares_of_the_image_and_not_of_its_patches(channels: int) 
     assert bool(straddles.any())
     # Many are contrasts in every colour, many are not.
     centred = weights.sum((2, 3)).abs().amax(1) < 1e-4
-    assert 0.4 < float(centred.float().mean()) < 0.8
+    assert 0.2 < float(centred.float().mean()) < 0.4
 
 
 def test_more_samples_than_are_sorted_and_fewer_than_take_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,3 +102,51 @@ def test_more_samples_than_are_sorted_and_fewer_than_take_all_steps(monkeypatch:
     assert set(turned) == {500}
     assert len(turned) == -(-max(sliced.FEWEST_STEPS, 1500 // sliced.A_STEP) // sliced.REUSED)
     assert not found.V.requires_grad
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_the_network_s_gradient_is_autograd_s(dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, V, W, b = (torch.randn(s, generator=generator) for s in ((200, 5), (3, 7, 5), (3, 4, 7), (3, 7)))
+    ours, theirs = ([t.clone().requires_grad_() for t in (V, W, b)] for _ in range(2))
+    x = sliced._Patches.apply(z, *ours, dtype)  # type: ignore[no-untyped-call]
+    v, w, c = theirs
+    expected = torch.einsum("kdm,knm->knd", w, (torch.einsum("kml,nl->knm", v, z) - c[:, None]).relu())
+    weight = torch.randn(x.shape, generator=generator)
+    for drawn in (x, expected):
+        (drawn * weight).sum().backward()
+    assert x.dtype == torch.float32
+    assert float(((x - expected).norm() / expected.norm()).detach()) < tolerance
+    for a, e in zip(ours, theirs):
+        assert float((a.grad - e.grad).norm() / e.grad.norm()) < tolerance
+
+
+def test_half_the_precision_is_enough_for_the_descent() -> None:
+    x = pictures(3000)
+    start = learn_first_level(x, torch.Generator().manual_seed(0))
+    found = [
+        apart(sliced.descend(x, start, torch.Generator().manual_seed(1), 1, 60, precision), x)
+        for precision in ("float32", "bfloat16")
+    ]
+    for full, half in zip(*found):
+        assert half == pytest.approx(full, rel=0.1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_energies_are_of_contrasts_in_one_colour_direction(channels: int) -> None:
+    found = sliced.filters(channels, 8, torch.Generator().manual_seed(0))
+    n, places = sliced.PLACES
+    assert found.shape == (n, places, channels, 8, 8)
+    assert float(found.sum((3, 4)).abs().max()) < 1e-4
+    assert int(torch.linalg.matrix_rank(found.flatten(3).flatten(0, 1), atol=1e-4).max()) == 1
+    on = (found != 0).any(2)
+    assert set(on.any(3).sum(2).flatten().tolist()) == {2, 3}  # rows
+    # One filter, moved: at every place the same numbers.
+    for own, where in zip(found[:, :, 0], on):
+        numbers = [o[w] for o, w in zip(own, where)]
+        assert all(torch.equal(numbers[0], other) for other in numbers[1:])
+    # All places of a filter are in its window, and some windows are small.
+    reach = on.any(1)
+    span = [int(r.any(1).nonzero().max() - r.any(1).nonzero().min()) + 1 for r in reach]
+    assert min(span) <= 3
+    assert max(span) >= 7

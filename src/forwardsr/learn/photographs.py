@@ -75,8 +75,9 @@ def learn_photographs(
     """Learn the images of ``stream``, cut into its patches.
 
     ``innovation``: a factor on what the finer levels add; below 1 pictures are smoother than the data. ``level1``: one of
-    :data:`LAWS`, of which ``sliced`` computes in ``precision``. ``on_stage`` is called after each level with its record and the state; that state, given
-    as ``resume``, goes on from there. Raises ``UserError`` for fewer than 50 images, or levels that do not double.
+    :data:`LAWS`, of which ``sliced`` computes in ``precision``. ``on_stage`` is called after each level with its record and the
+    state; that state, given as ``resume``, goes on from there. Raises ``UserError`` for fewer than 50 images, or levels that do
+    not double.
     """
     sides = [round(k**0.5) for k, _ in stream.sizes]
     if any(b != 2 * a for a, b in pairwise(sides)) or any(a * a != k for a, (k, _) in zip(sides, stream.sizes)):
@@ -94,7 +95,9 @@ def learn_photographs(
         n = max(FEWEST, min(SAMPLES, SAMPLE_NUMBERS // sides[l] ** 2))
         if not done and l == 0:
             law = torch.cat([chunk[0] for chunk in stream.chunks(LAW_SAMPLES, 1, salt=3)], 1)
-            metrics = _first_stage(state, LAWS[level1](law.transpose(0, 1), random, image_channels, precision), law.shape[1])
+            metrics = _first_stage(
+                state, LAWS[level1](law.transpose(0, 1), random, image_channels, precision), law.shape[1]
+            )
         elif not done:
             assert contrast is not None
             metrics = _finer_stage(

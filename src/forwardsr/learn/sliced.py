@@ -46,7 +46,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -238,18 +238,21 @@ def boxes(n: int, side: int, sizes: list[int], generator: torch.Generator) -> Fl
 def filters(channels: int, side: int, generator: torch.Generator) -> Float[Tensor, "s p c side side"]:
     """Contrasts of 3 x 3 (half of them 2 x 2) pixels in a direction of colour, s of them, each at p places of a window."""
     n, places = PLACES
-    small = torch.rand(n, 1, 1, generator=generator) < 0.5
+    step = torch.arange(3)
+    size = torch.randint(2, 4, (n,), generator=generator)
+    inside = (step.maximum(step[:, None]) < size[:, None, None]).float()
     kernel = torch.randn(n, 3, 3, generator=generator)
-    inside = torch.ones(n, 3, 3).masked_fill_(small & (torch.arange(3).maximum(torch.arange(3)[:, None]) == 2), 0)
     kernel = inside * (kernel - (inside * kernel).sum((1, 2), keepdim=True) / inside.sum((1, 2), keepdim=True))
     window = torch.tensor([*HEARD, side, side]).clamp_max(side)[
         torch.randint(len(HEARD) + 2, (n,), generator=generator)
     ]
     first = (torch.rand(n, 2, 1, generator=generator) * (side - window + 1)[:, None, None]).long()
-    at = first + (torch.rand(n, 2, places, generator=generator) * (window - 2)[:, None, None]).long()
-    step = torch.arange(3)
-    index = (at[:, 0, :, None, None] + step[:, None]) * side + at[:, 1, :, None, None] + step
-    plane = torch.zeros(n, places, side * side).scatter_(
+    y, x = (first + (torch.rand(n, 2, places, generator=generator) * (window - size + 1)[:, None, None]).long()).unbind(
+        1
+    )
+    index = (y[..., None, None] + step[:, None]).clamp_max(side - 1) * side  # what a small kernel has beyond is zero
+    index = index + (x[..., None, None] + step).clamp_max(side - 1)
+    plane = torch.zeros(n, places, side * side).scatter_add_(
         2, index.flatten(2), kernel.flatten(1)[:, None].expand(-1, places, -1)
     )
     colour = torch.randn(n, 1, channels, 1, generator=generator)
