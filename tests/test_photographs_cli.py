@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from forwardsr import learning
 from forwardsr.cli import main
 from forwardsr.generators import load_generator
 from forwardsr.learn import photographs
+from forwardsr.learn.copula import FirstLevel
 from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.run import Run
 
@@ -34,8 +36,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["learn", str(pictures), "--method", "minmax", "--resolution", "16", "--out", str(out)]) == 0
+    assert main([*learn(pictures, out), "--precision", "float32"]) == 0
     return out
+
+
+def learn(pictures: Path, out: Path) -> list[str]:
+    return ["learn", str(pictures), "--method", "minmax", "--resolution", "16", "--out", str(out)]
 
 
 def test_the_run_holds_what_a_run_holds(run: Path) -> None:
@@ -77,7 +83,7 @@ def test_a_run_that_stopped_between_levels_ends_as_one_that_did_not(
     run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "stopped"
-    command = ["learn", str(pictures), "--method", "minmax", "--resolution", "16", "--out", str(out)]
+    command = [*learn(pictures, out), "--precision", "float32"]
     whole = photographs.learn_upsampling
 
     def interrupted(*_: object) -> None:
@@ -103,6 +109,7 @@ def test_a_run_that_stopped_between_levels_ends_as_one_that_did_not(
         (["--resolution", "24"], "--resolution 24"),
         (["--solver", "sgda"], "--solver sgda"),
         (["--level1", "gan"], "--level1"),
+        (["--precision", "half"], "--precision half"),
         (["--init", "x"], "--init"),
     ],
 )
@@ -110,9 +117,7 @@ def test_bad_settings_are_one_line(
     pictures: Path, tmp_path: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bad"
-    assert (
-        main(["learn", str(pictures), "--method", "minmax", "--resolution", "16", "--out", str(out), *arguments]) == 2
-    )
+    assert main([*learn(pictures, out), *arguments]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("forwardsr:")]
     assert len(said) == 1
     assert says in said[0]
@@ -120,19 +125,7 @@ def test_bad_settings_are_one_line(
 
 
 def test_another_setting_is_refused(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "learn",
-        str(pictures),
-        "--method",
-        "minmax",
-        "--resolution",
-        "16",
-        "--out",
-        str(run),
-        "--innovation",
-        "0.5",
-    ]
-    assert main(command) == 2
+    assert main([*learn(pictures, run), "--innovation", "0.5"]) == 2
     assert "--innovation" in capsys.readouterr().err
 
 
@@ -143,3 +136,23 @@ def test_too_few_pictures(pictures: Path, tmp_path: Path, capsys: pytest.Capture
         (few / path.name).write_bytes(path.read_bytes())
     assert main(["learn", str(few), "--method", "minmax", "--resolution", "16", "--out", str(tmp_path / "out")]) == 2
     assert "at least 50" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_precision(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*learn(pictures, run), "--precision", "bfloat16"]) == 2
+    assert "--precision" in capsys.readouterr().err
+    assert main(learn(pictures, run)) == 0  # learned already, whatever would be faster here
+    used: list[str] = []
+
+    def law(x: torch.Tensor, generator: torch.Generator, channels: int, precision: str) -> FirstLevel:
+        used.append(precision)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(photographs, "LAWS", {"sliced": law})
+    out = tmp_path / "other"
+    for faster in ("bfloat16", "float32"):  # what auto finds, the second time on a run that exists
+        monkeypatch.setattr(learning, "resolve_precision", lambda name, device, faster=faster: faster)
+        assert main(learn(pictures, out)) == 130
+    assert used == ["bfloat16", "bfloat16"]

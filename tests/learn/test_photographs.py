@@ -1,11 +1,13 @@
 """``minmax`` on photographs: each law against what it was learned from, on synthetic images where the truth is known."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from forwardsr.data.pyramid import Pyramid, pool, unfold
 from forwardsr.errors import UserError
-from forwardsr.learn import photographs, upsampling
+from forwardsr.learn import innovations, photographs, upsampling
 from forwardsr.learn.copula import FACTORS, learn_first_level, shrunk_correlation
 from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import (
@@ -236,6 +238,34 @@ def test_a_learned_network_draws_like_its_images_and_pools_exactly() -> None:
     again = learn_photographs(Stream(source, 0, 4), 3, 0, resume=first_state)
     for a, b in zip(model.tensors().values(), again.tensors().values()):
         assert torch.equal(a, b)
+
+
+def test_a_law_is_chosen_with_what_drawn_pictures_predict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the second level, what the network's own coarse pictures predict there: like what real ones do, and less their mean."""
+    source = Blobs(2500)
+    source.pyramid = Pyramid([x + 0.7 for x in source.pyramid])
+    state: dict[str, torch.Tensor] = {}
+    seen: list[torch.Tensor] = []
+
+    def law(real: torch.Tensor, expected: Callable[..., torch.Tensor], *_: object) -> tuple[float, float]:
+        seen.extend([real, torch.cat([expected(torch.arange(j, j + 4), slice(0, 2000)) for j in range(0, 16, 4)])])
+        return -5.6, 5.0
+
+    monkeypatch.setattr(innovations, "choose_law", law)
+    model = learn_photographs(Stream(source, 0, 4), 3, 0, on_stage=lambda _, now: state.update(now))
+    real, expected = seen
+    coarse = unfold(source.pyramid[0], 4).transpose(0, 1)
+    truth = gather(coarse - state["below2."][:, None], state["parents2"]) @ state["B2."]
+    assert expected.shape == (16, 2000, 48)
+    assert float(expected.mean(1).abs().max()) < 0.1 * float(truth.std())
+    assert float(real.mean(1).abs().max()) < 0.1 * float(truth.std())
+    torch.testing.assert_close(expected.std(1), truth.std(1), rtol=0.15, atol=0.005)
+    # And the network that follows draws them: its own pictures without innovations are these.
+    z = model.latents(2000, torch.Generator().manual_seed(0))
+    z[:, model.V[0].shape[-1] :] = 0
+    still = unfold(model.render(model.hidden(z))[1], 4).transpose(0, 1)
+    torch.testing.assert_close(still.mean(1), state["mean2"], atol=0.1 * float(truth.std()), rtol=0)
+    torch.testing.assert_close(still.std(1), truth.std(1), rtol=0.2, atol=0.01)
 
 
 def test_without_innovation_pictures_are_smooth() -> None:
