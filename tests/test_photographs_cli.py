@@ -1,6 +1,7 @@
 """``learn --method minmax`` on a folder of pictures, as a user meets it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from forwardsr import learning
 from forwardsr.cli import main
 from forwardsr.generators import load_generator
 from forwardsr.learn import photographs
-from forwardsr.learn.copula import FirstLevel
+from forwardsr.learn.copula import FirstLevel, learn_first_level
 from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.run import Run
 
@@ -143,16 +144,40 @@ def test_a_run_keeps_its_precision(
 ) -> None:
     assert main([*learn(pictures, run), "--precision", "bfloat16"]) == 2
     assert "--precision" in capsys.readouterr().err
-    assert main(learn(pictures, run)) == 0  # learned already, whatever would be faster here
     used: list[str] = []
 
     def law(x: torch.Tensor, generator: torch.Generator, channels: int, precision: str) -> FirstLevel:
         used.append(precision)
+        return learn_first_level(x, generator)
+
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(photographs, "LAWS", {"sliced": law})
+    monkeypatch.setattr(photographs, "learn_upsampling", interrupted)
     out = tmp_path / "other"
     for faster in ("bfloat16", "float32"):  # what auto finds, the second time on a run that exists
         monkeypatch.setattr(learning, "resolve_precision", lambda name, device, faster=faster: faster)
         assert main(learn(pictures, out)) == 130
-    assert used == ["bfloat16", "bfloat16"]
+        assert Run.read(out).config["precision"] == "bfloat16"
+    assert used == ["bfloat16"]
+
+
+def test_a_run_older_than_the_setting_is_still_a_run(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    config = json.loads((old / "config.json").read_text())
+    del config["precision"]
+    (old / "config.json").write_text(json.dumps(config))
+    assert main(learn(pictures, old)) == 0
+    assert "already" in capsys.readouterr().err
+
+
+def test_a_law_without_a_descent_has_no_use_for_a_precision(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--level1", "copula", "--precision", "bfloat16"]
+    assert main([*learn(pictures, tmp_path / "out"), *arguments]) == 2
+    assert "--precision" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def refuse_unused(config: LearnConfig) -> None:
         loop = {"budget", "steps", "images", "report_images", "checkpoint", "init"}
         unused = {f.name for base in (JointConfig, ScheduleConfig) for f in fields(base)} - {"seed"} | loop
         unused |= minmax - images - {"solver"} if is_images(config.source) else images | {"resolution", "base", "fit"}
-        unused -= {"precision"} if is_images(config.source) else set()
+        unused -= {"precision"} if is_images(config.source) and config.level1 == "sliced" else set()
         if config.device not in ("auto", "cpu"):
             raise UserError(f"--device {config.device}: minmax computes on the CPU; leave it out")
     plain = LearnConfig()
@@ -198,7 +198,11 @@ def fit_photographs(config: LearnConfig, out: Path, console: Console, command: s
     )
     settings = {key: getattr(config, key) for key in kept} | {"command": command}
     settings["precision"] = None if config.precision == "auto" else config.precision
-    settings["precision"] = settled_precision(config, Run.check(out, settings, FREE), torch.device("cpu"))
+    made = Run.check(out, settings, FREE)
+    if config.level1 != "sliced" or ("method" in made and "precision" not in made):  # or a run older than the setting
+        settings["precision"] = None
+    else:
+        settings["precision"] = settled_precision(config, made, torch.device("cpu"))
     return learn_images(open_images_source(config, console), settings, FREE, out, console)
 
 

@@ -74,7 +74,7 @@ def learn_images(source: Source, settings: dict[str, Any], free: frozenset[str],
 
         model = learn_photographs(
             stream, channels, settings["seed"], settings["innovation"], keep, None if saved is None else saved["state"],
-            settings["level1"], settings["precision"],
+            settings["level1"], settings["precision"] or "float32",
         )  # fmt: skip
         seconds = time.monotonic() - start
         model.save(run.path / "model.safetensors", {"command": str(settings["command"])})

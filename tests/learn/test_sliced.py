@@ -139,10 +139,11 @@ def test_half_the_precision_is_enough_for_the_descent() -> None:
     x = pictures(3000)
     start = learn_first_level(x, torch.Generator().manual_seed(0))
     found = [
-        apart(sliced.descend(x, start, torch.Generator().manual_seed(1), 1, 60, precision), x)
+        sliced.descend(x, start, torch.Generator().manual_seed(1), 1, 60, precision)
         for precision in ("float32", "bfloat16")
     ]
-    for full, half in zip(*found):
+    assert not torch.equal(found[0].V, found[1].V)
+    for full, half in zip(*(apart(level, x) for level in found)):
         assert half == pytest.approx(full, rel=0.1)
 
 
@@ -164,3 +165,24 @@ def test_energies_are_of_contrasts_in_one_colour_direction(channels: int) -> Non
     span = [int(r.any(1).nonzero().max() - r.any(1).nonzero().min()) + 1 for r in reach]
     assert min(span) <= 3
     assert max(span) >= 7
+
+
+def test_quantiles_of_the_real_are_between_its_values() -> None:
+    x = torch.tensor([[3.0, 0.0, 2.0, 1.0], [30.0, 0.0, 20.0, 10.0]]).T
+    torch.testing.assert_close(sliced._quantiles(x, 2), torch.tensor([[0.5, 2.5], [5.0, 25.0]]))
+    torch.testing.assert_close(sliced._quantiles(x, 4)[0], torch.arange(4.0))
+    torch.testing.assert_close(sliced._quantiles(x, 8)[0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]))
+
+
+def test_other_real_samples_are_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sliced, "SEEN", 300)
+    x = pictures(1500)
+    level = learn_first_level(x, torch.Generator().manual_seed(0))
+    views = sliced._Views(x.transpose(0, 1), level, 1)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(views, "_energy", lambda flat: (seen.append(flat), torch.ones(len(flat), 2))[1])
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        views.turn(100, 4, generator)
+    assert len(seen[0]) == len(seen[1]) == 300
+    assert not torch.equal(seen[0].sort(0).values, seen[1].sort(0).values)

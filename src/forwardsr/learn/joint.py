@@ -58,7 +58,7 @@ class JointConfig:
     """Mirror real images left to right with probability 1/2."""
     seed: int = 0
     precision: str = "auto"
-    """float32, bfloat16 (autocast), or auto: the faster of the two here."""
+    """float32, bfloat16 (autocast; of minmax on images, level 1's descent), or auto: the faster of the two here."""
 
 
 @dataclass(frozen=True)

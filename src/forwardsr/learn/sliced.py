@@ -19,8 +19,8 @@ and W_1, V_1, b_1, mu_1 descend, from the closed form on, in the sliced Wasserst
   that level 1 holds is there. Features hold coarse and fine together and do not see it.
 
 The last two in logarithms, since a smooth patch is where small errors are great. In place of a critic that must be trained the
-inner maximum is a sort: real projections are sorted once, drawn ones each step, and the gradient is exact. With bfloat16 the
-network's products, more than half of a step in float32, take a seventh of it where the processor has them; nothing else is rounded.
+inner maximum is a sort, and the gradient is exact. With bfloat16 the network is computed in it, from z to the patches less their
+mean; views, sorts and weights stay in float32.
 
 =================  =========  =========================================================================================
 setting            default    reason
@@ -29,8 +29,8 @@ STEPS, BATCH       300,       on buildings at 8 px, 200 steps have nine tenths o
                    2048       smaller batch makes the sorts noisy
 SLICES             192        windows at once, half as many of contrasts; with a third of them noise is half of what is left
 REUSED             2          steps that views are kept for: drawing and sorting real ones is a third of the work
-CONTRAST, ENERGY   0.3,       c_A, c_F. More of either takes from the windows; at c_F = 0.1 8 px are too loud and too quiet, at
-                   0.07       0.05 12 px are not enough so
+CONTRAST, ENERGY   0.3,       c_A, and c_F a pixel of the image: 0.03 at 8 px, where 0.07 makes too many loud and quiet pictures,
+                   5e-4       0.07 at 12 px, where 0.05 makes too few. More of either takes from the windows
 SMALL              0.03,      epsilon, of a mean contrast and of a mean energy: below it a patch is smooth, however much
                    0.1
 PLACES             32, 8      energies at once, and the places that each is summed over
@@ -50,7 +50,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from forwardsr.data.pyramid import fold
@@ -59,14 +59,14 @@ from forwardsr.learn.copula import FirstLevel, learn_first_level
 
 STEPS, BATCH = 300, 2048
 SLICES, REUSED = 192, 2
-CONTRAST, ENERGY = 0.3, 0.07
+CONTRAST, ENERGY = 0.3, 5e-4
 RATE = 0.01
 MOMENTUM = (0.5, 0.99)
 AVERAGED, FROM = 0.95, 0.6
 SIZE = 800_000
 FEWEST_STEPS, A_STEP = 40, 25  # no more steps than one for so many samples: few samples are soon learned by heart
 REAL, SEEN = 10_000, 4096  # samples that are kept, and those of them whose projections are sorted, others each time
-WINDOWS = (2, 3, 4, 6, 8, 8)  # pixels a side; and the whole image, as often as two of these
+WINDOWS = (2, 3, 4, 6, 8, 8)  # pixels a side; and the whole image, as often as two of these (four at 8 px)
 PATCHES = (1, 1, 2, 2, 3)  # patches a side; and all, once
 PLACES = (32, 8)
 HEARD = (3, 4, 6)  # pixels a side, that an energy is summed over; and the whole image, as often as two of these
@@ -146,7 +146,7 @@ def descend(
         drawn = mean[:, None] + _Patches.apply(z, V, W, b, dtype)  # type: ignore[no-untyped-call]
         adam.zero_grad()
         signed, contrasts, energies = views.distances(drawn)
-        (signed + CONTRAST * contrasts + ENERGY * energies).backward()
+        (signed + CONTRAST * contrasts + ENERGY * views.pixels * energies).backward()
         adam.step()
         if step >= FROM * steps:
             kept = kept or [t.detach().clone() for t in moving]
@@ -163,7 +163,7 @@ class _Views:
         k, _, d = x.shape
         self.basis, self.mean = start.basis, start.mean[:, None]
         self.place = fold(torch.arange(k * d, dtype=torch.float64).view(1, k, d), channels)[0].long()  # of every pixel
-        self.grid = math.isqrt(k)
+        self.grid, self.pixels = math.isqrt(k), k * d // channels
         self.real = _flat(x)
         self.centre = self.real.mean(0)
         size = ((x - self.mean) @ self.basis).abs()
@@ -186,13 +186,13 @@ class _Views:
         self.eta = torch.empty(self.place.numel(), math.prod(PLACES))
         self.eta[self.place.flatten()] = filters(channels, side, generator).reshape(math.prod(PLACES), -1).T
         some = torch.randperm(len(self.real), generator=generator)[:SEEN]
-        real, at = self.real[some], ((torch.arange(n) + 0.5) / n * len(some)).long()
-        self.signed = _quantiles((real - self.centre) @ self.theta, at)
+        real = self.real[some]
+        self.signed = _quantiles((real - self.centre) @ self.theta, n)
         self.unit = self.signed.std(1).clamp_min(1e-9)
-        self.sizes = _quantiles((self.contrast[some] @ self.omega + SMALL).log_(), at)
+        self.sizes = _quantiles((self.contrast[some] @ self.omega + SMALL).log_(), n)
         energy = self._energy(real)
         self.loud = energy.mean(0).clamp_min(1e-12)
-        self.energies = _quantiles((energy / self.loud + QUIET).log_(), at)
+        self.energies = _quantiles((energy / self.loud + QUIET).log_(), n)
 
     def _energy(self, flat: Float[Tensor, "n q"]) -> Float[Tensor, "n s"]:
         return (flat @ self.eta).view(-1, *PLACES).square().mean(2)
@@ -215,8 +215,12 @@ def _flat(x: Float[Tensor, "k n d"]) -> Float[Tensor, "n q"]:
     return x.transpose(0, 1).flatten(1)
 
 
-def _quantiles(x: Float[Tensor, "n s"], at: Int64[Tensor, " m"]) -> Float[Tensor, "s m"]:
-    return torch.from_numpy(np.sort(x.T.contiguous().numpy(), axis=1))[:, at]
+def _quantiles(x: Float[Tensor, "m s"], n: int) -> Float[Tensor, "s n"]:
+    """What the sorted ``n`` of a sample are held to: the quantiles of the columns at (i + 1/2) / n, between neighbours."""
+    rows = torch.from_numpy(np.sort(x.T.contiguous().numpy(), axis=1))
+    at = ((torch.arange(n) + 0.5) * (len(x) / n) - 0.5).clamp(0, len(x) - 1)
+    low = at.long()
+    return torch.lerp(rows[:, low], rows[:, (low + 1).clamp_max(len(x) - 1)], at - low)
 
 
 def _sorted(x: Float[Tensor, "n s"]) -> Float[Tensor, "s n"]:

@@ -74,7 +74,8 @@ def learn(context: Context, seed: int) -> Three:
     plan = run_plan("joint", scale.numbers, seed, scale)
     joint = plan.config(context.source, context.device)
     closed = folder / f"minmax-{plan.side}px-{seed}"
-    pictures = LearnConfig(source=context.source, method="minmax", resolution=plan.side, seed=seed, skip_bad=True)
+    pictures = LearnConfig(source=context.source, method="minmax", resolution=plan.side, seed=seed, skip_bad=True,
+                           precision=scale.precision)  # fmt: skip
     planned = {
         "minmax": (closed, pictures),
         "joint": (folder / plan.name, joint),
