@@ -170,8 +170,9 @@ def test_the_learner_refines_directions_alone_and_goes_on_from_there(monkeypatch
     before, after = states[1]["V1"], states[2]["V1"]
     torch.testing.assert_close(after.norm(dim=2), before.norm(dim=2), rtol=1e-5, atol=0)
     assert torch.equal(states[1]["b1"], found.generator.b[0])
-    moved = float((after - before).norm() / before.norm())
-    assert 1e-4 < moved < 0.2
+    # The latent's rotation is free, and which one is found may depend on the number of threads: correlations do not.
+    was, now = (V.flatten(0, 1) @ V.flatten(0, 1).T for V in (before, after))
+    assert 1e-4 < float((now - was).norm() / was.norm()) < 0.1
     again = learn_minmax(PlantedSource(target), (5,), settings=settings, resume=states[1])
     for ours, theirs in zip(again.generator.V, found.generator.V, strict=True):
         assert torch.equal(ours, theirs)
