@@ -180,4 +180,4 @@ def test_a_law_without_a_descent_has_no_use_for_a_precision(
 ) -> None:
     arguments = ["--level1", "copula", "--precision", "bfloat16"]
     assert main([*learn(pictures, tmp_path / "out"), *arguments]) == 2
-    assert "--precision" in capsys.readouterr().err
+    assert "--precision: --level1 copula" in capsys.readouterr().err

@@ -167,6 +167,8 @@ def refuse_unused(config: LearnConfig) -> None:
     for name in sorted(unused):
         if getattr(config, name) != getattr(plain, name):
             of = f"{config.method} of {config.source}" if config.method == "minmax" else config.method
+            if name == "precision" and is_images(config.source):
+                of = f"--level1 {config.level1}"
             raise UserError(f"--{name.replace('_', '-')}: {of} has no use for it; leave it out")
 
 
