@@ -15,8 +15,8 @@ and W_1, V_1, b_1, mu_1 descend, from the closed form on, in the sliced Wasserst
   every direction);
 * omega positive weights on the sizes :math:`A = |\langle w, X_1 - \mu\rangle| / E|\langle w, X_1^* - \mu\rangle|` of all features in
   a window of patches: the contrasts by which level 2 is gated;
-* F the energy of a random contrast of 3 x 3 pixels, summed over places of a window, relative to its mean: how loud the finest
-  that level 1 holds is there. Features hold coarse and fine together and do not see it.
+* F the energy of a random contrast of 2 x 2 or 3 x 3 pixels, the mean over places of a window, relative to the real one's: how loud
+  the finest that level 1 holds is there. Features hold coarse and fine together and do not see it.
 
 The last two in logarithms, since a smooth patch is where small errors are great. In place of a critic that must be trained the
 inner maximum is a sort, and the gradient is exact. With bfloat16 the network is computed in it, from z to the patches less their
@@ -27,13 +27,15 @@ setting            default    reason
 =================  =========  =========================================================================================
 STEPS, BATCH       300,       on buildings at 8 px, 200 steps have nine tenths of what 400 gain in views not descended in; a
                    2048       smaller batch makes the sorts noisy
-SLICES             192        windows at once, half as many of contrasts; with a third of them noise is half of what is left
-REUSED             2          steps that views are kept for: drawing and sorting real ones is a third of the work
+SLICES             192        windows at once, half as many of contrasts; half of them cost a twentieth of 12 px's distance
+REUSED             2          steps that views are kept for: new ones at every step would be a third of the work
 CONTRAST, ENERGY   0.3,       c_A, and c_F a pixel of the image: 0.03 at 8 px, where 0.07 makes too many loud and quiet pictures,
                    5e-4       0.07 at 12 px, where 0.05 makes too few. More of either takes from the windows
-SMALL              0.03,      epsilon, of a mean contrast and of a mean energy: below it a patch is smooth, however much
-                   0.1
-PLACES             32, 8      energies at once, and the places that each is summed over
+SMALL, QUIET       0.03,      epsilon_A, epsilon_F, of a mean contrast and of a mean energy: below it a patch is smooth, however
+                   0.1        much
+PLACES             32, 8      energies at once, and the places that each is the mean over
+REAL, SEEN         10,000,    real samples that are kept, and those of them that are sorted, others each time: twice a batch
+                   4096
 CENTRED            0.3        part of the windows whose weights sum to zero in each colour: contrasts
 RATE               0.01       Adam; twice that is too noisy for the steps there are
 AVERAGED           0.95       decay of the average of the weights that is kept, over the last two fifths
@@ -65,11 +67,11 @@ MOMENTUM = (0.5, 0.99)
 AVERAGED, FROM = 0.95, 0.6
 SIZE = 800_000
 FEWEST_STEPS, A_STEP = 40, 25  # no more steps than one for so many samples: few samples are soon learned by heart
-REAL, SEEN = 10_000, 4096  # samples that are kept, and those of them whose projections are sorted, others each time
+REAL, SEEN = 10_000, 4096
 WINDOWS = (2, 3, 4, 6, 8, 8)  # pixels a side; and the whole image, as often as two of these (four at 8 px)
 PATCHES = (1, 1, 2, 2, 3)  # patches a side; and all, once
 PLACES = (32, 8)
-HEARD = (3, 4, 6)  # pixels a side, that an energy is summed over; and the whole image, as often as two of these
+HEARD = (3, 4, 6)  # pixels a side of the window that an energy is of; and the whole image, as often as two of these
 CENTRED = 0.3
 SMALL, QUIET = 0.03, 0.1
 FITTED = 8192  # samples that the contrasts are fitted to
