@@ -82,6 +82,19 @@ def test_two_builders_of_one_entry_do_not_disturb_each_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["key"]
 
 
+def test_a_builder_that_is_overtaken_at_the_last_moment_takes_what_is_there(tmp_path, monkeypatch):
+    rename = store.Path.rename
+
+    def overtaken(self, target):
+        monkeypatch.undo()
+        store.build(tmp_path, "key", 3, SHAPE, _rows(3), {"by": "the faster"})
+        return rename(self, target)
+
+    monkeypatch.setattr(store.Path, "rename", overtaken)
+    assert store.build(tmp_path, "key", 2, SHAPE, _rows(2), {"by": "the slower"}).facts == {"by": "the faster"}
+    assert [p.name for p in tmp_path.iterdir()] == ["key"]
+
+
 def test_a_damaged_entry_is_made_again(tmp_path):
     file = tmp_path / "key" / "images.npy"
     for size in (0, 50, 130):

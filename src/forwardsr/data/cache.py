@@ -87,11 +87,14 @@ def build(
         draft.mkdir()
     try:
         _write(cache, draft, n, shape, rows, facts)
-        if (entry := lookup(cache, key)) is not None:  # another process was faster
-            return entry
         with _writing(cache):
-            shutil.rmtree(final, ignore_errors=True)
-            draft.rename(final)
+            try:
+                draft.rename(final)
+            except OSError:
+                if (entry := lookup(cache, key)) is not None:  # another process was faster
+                    return entry
+                shutil.rmtree(final, ignore_errors=True)
+                draft.rename(final)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     entry = lookup(cache, key)
