@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from forwardsr import learning
+from forwardsr import generators, learning
 from forwardsr.cli import main
-from forwardsr.generators import load_generator
+from forwardsr.generators import load_generator, load_snapshot
 from forwardsr.learn import photographs
 from forwardsr.learn.copula import FirstLevel, learn_first_level
+from forwardsr.learn.head_start import latents
+from forwardsr.model.deconv_generator import DeconvGenerator
 from forwardsr.model.innovation_generator import InnovationGenerator
 from forwardsr.run import Run
 
@@ -181,3 +184,42 @@ def test_a_law_without_a_descent_has_no_use_for_a_precision(
     arguments = ["--level1", "copula", "--precision", "bfloat16"]
     assert main([*learn(pictures, tmp_path / "out"), *arguments]) == 2
     assert "--precision: --level1 copula" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["joint", "backward-correction"])
+def test_a_gan_starts_from_it_with_its_latents_and_innovations(
+    method: str, run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(generators, "distil", partial(generators.distil, samples=128))
+    teacher = load_generator(run)
+    assert isinstance(teacher, InnovationGenerator)
+    command = ["learn", str(pictures), "--method", method, "--resolution", "16", "--width", "4", "--batch", "4",
+               "--precision", "float32", "--init", str(run)]  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*command, "--steps", "6", "--out", str(whole)]) == 0
+    made = load_generator(whole)
+    assert isinstance(made, DeconvGenerator)
+    assert (made.latent, made.innovations) == latents(teacher)
+    assert made.innovations > 0
+    if method == "joint":  # to go on needs no more than the same command, and not even the other run
+        assert main([*command, "--steps", "3", "--out", str(parts)]) == 0
+        hidden = run.rename(run.with_name("elsewhere"))
+        try:
+            assert main([*command, "--steps", "6", "--out", str(parts)]) == 0
+        finally:
+            hidden.rename(run)
+        ours, theirs = (load_snapshot(path / "model.safetensors").state_dict() for path in (whole, parts))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert main(["draw", str(whole), "-n", "3", "--out", str(tmp_path / "s.npz")]) == 0
+        assert main(["measure", str(whole), "--source", str(pictures), "--what", "locality", "sparsity"]) == 0
+    capsys.readouterr()
+    for more, says in (
+        (["--latent", "64"], f"--latent 64: {run} has {made.latent}"),
+        (["--innovations", "2"], f"--innovations 2: {run} has {made.innovations}"),
+        (["--innovations", "-1"], "--innovations -1"),
+        (["--resolution", "32"], "make them equal"),
+    ):
+        assert main([*command, *more, "--steps", "8", "--out", str(tmp_path / "other")]) == 2
+        assert says in capsys.readouterr().err.replace("\n", " ").strip()
+        assert not (tmp_path / "other").exists()

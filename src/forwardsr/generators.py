@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from forwardsr.errors import UserError
-from forwardsr.learn.head_start import distil
+from forwardsr.learn.head_start import distil, latents
 from forwardsr.model.critic import Critic
 from forwardsr.model.deconv_generator import DeconvGenerator
 from forwardsr.model.innovation_generator import InnovationGenerator
@@ -58,7 +59,7 @@ def load_snapshot(path: Path) -> DeconvGenerator:
     try:
         model = kind(
             _numbers(metadata["sides"]), width=int(metadata["width"]), latent=int(metadata["latent"]),
-            channels=int(metadata["channels"]),
+            channels=int(metadata["channels"]), innovations=int(metadata.get("innovations", 0)),
         )  # fmt: skip
         model.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError):
@@ -90,6 +91,7 @@ def generator_metadata(model: DeconvGenerator) -> dict[str, str]:
         "width": str(model.width),
         "latent": str(model.latent),
         "channels": str(model.channels),
+        "innovations": str(model.innovations),
     }
 
 
@@ -106,20 +108,28 @@ def critic_metadata(critic: Critic) -> dict[str, str]:
     }
 
 
-def copy_start(run: Path, generator: DeconvGenerator) -> None:
+def start_sizes(run: Path) -> dict[str, Any]:
+    """The ``latent`` and ``innovations`` of a generator that starts from the Run at ``run``, where that is of ``minmax`` on images;
+    else nothing. Raises :class:`UserError` where there is no network.
+    """
+    other = load_generator(run)
+    return dict(zip(("latent", "innovations"), latents(other))) if isinstance(other, InnovationGenerator) else {}
+
+
+def copy_start(run: Path, generator: DeconvGenerator, precision: str = "float32") -> None:
     """Give ``generator`` the best weights of another Run's, of the same sizes, or what it can take from a ``minmax`` run of images
-    (:mod:`forwardsr.learn.head_start`). Raises :class:`UserError`.
+    (:mod:`forwardsr.learn.head_start`, in ``precision``). Raises :class:`UserError`.
     """
     other = load_generator(run)
     if isinstance(other, InnovationGenerator):
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        distil(other, generator, note=console.print)
+        distil(other, generator, precision=precision, note=console.print)
         return
     if not isinstance(other, DeconvGenerator) or isinstance(other, PooledGenerator):
         raise UserError(
             f"--init {run}: no run of images by minmax, joint, layerwise or backward-correction; give one of these"
         )
-    for name in ("sides", "width", "latent", "channels"):
+    for name in ("sides", "width", "latent", "channels", "innovations"):
         theirs, ours = getattr(other, name), getattr(generator, name)
         if theirs != ours:
             raise UserError(f"--init {run}: its {name} is {theirs}, here it is {ours}; make them equal")

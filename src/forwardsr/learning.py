@@ -20,7 +20,7 @@ from forwardsr.data.open import NAMES, open_source
 from forwardsr.data.source import FiniteSource, Source
 from forwardsr.device import resolve_device, resolve_precision
 from forwardsr.errors import UserError
-from forwardsr.generators import copy_start, load_generator
+from forwardsr.generators import copy_start, load_generator, start_sizes
 from forwardsr.learn.adversarial import LOSSES
 from forwardsr.learn.budget import Budget, seconds
 from forwardsr.learn.joint import JointConfig, JointLearner
@@ -111,6 +111,7 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
     device = resolve_device(config.device)
     team().check(config.batch, device)
     others = {f.name for f in fields(MinmaxConfig)}
+    config = as_started(config, out)
     settings = {key: value for key, value in asdict(config).items() if key not in others} | {"command": command}
     if config.precision == "auto":
         settings["precision"] = None
@@ -127,7 +128,7 @@ def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> 
         )
     learner = make_learner(settings, source, device, limits)
     if start is not None:
-        copy_start(start, learner.generator)
+        copy_start(start, learner.generator, settings["precision"])
         learner.average.load_state_dict(learner.generator.state_dict())
     run = Run.create(out, settings, FREE)
     try:
@@ -149,6 +150,23 @@ def as_made(config: LearnConfig, out: Path) -> LearnConfig:
         return config
     left = {f.name for f in fields(config) if getattr(config, f.name) is None} - FREE
     return replace(config, **{name: made[name] for name in left if made.get(name) is not None})
+
+
+def as_started(config: LearnConfig, out: Path) -> LearnConfig:
+    """``config`` with the latents of the ``minmax`` run that it starts from. Raises :class:`UserError` where it asks for others."""
+    if config.init is None:
+        return config
+    made, plain = Run.check(out, {}), LearnConfig()
+    open_ = [name for name in ("latent", "innovations") if getattr(config, name) == getattr(plain, name)]
+    if made:
+        return replace(config, **{name: made[name] for name in open_ if name in made})
+    found = start_sizes(Path(config.init))
+    for name, value in found.items():
+        if name not in open_ and getattr(config, name) != value:
+            raise UserError(
+                f"--{name} {getattr(config, name)}: {config.init} has {value}, and a start from it as many; leave it out"
+            )
+    return replace(config, **found)
 
 
 def refuse_unused(config: LearnConfig) -> None:
@@ -213,11 +231,14 @@ def make_learner(
 ) -> JointLearner:  # fmt: skip
     """The learner of ``settings["method"]``. Raises :class:`UserError` where its stages do not fit the budget."""
     config = JointConfig(**{f.name: settings[f.name] for f in fields(JointConfig)})
+    started = settings["init"] is not None
     if settings["method"] == "joint":
-        return JointLearner(config, source, device)
+        return JointLearner(config, source, device, started)
     stages = schedule(settings["method"], settings["sides"])
     ends = stage_ends(settings["shares"], stages, limits, config.batch)
-    return ScheduledLearner(config, source, device, stages, ends, settings["random_width"], settings["correction_rate"])
+    return ScheduledLearner(
+        config, source, device, stages, ends, settings["random_width"], settings["correction_rate"], started
+    )
 
 
 def _learn(
@@ -272,6 +293,8 @@ def validate(config: LearnConfig) -> None:
         raise UserError(f"--shares: {config.method} has a single stage; leave it out")
     if config.random_width is not None and (config.method != "last-layer" or config.random_width < 1):
         raise UserError(f"--random-width {config.random_width}: at least 1, and for --method last-layer only")
+    if config.innovations is not None and (config.innovations < 0 or config.method == "last-layer"):
+        raise UserError(f"--innovations {config.innovations}: at least 0, and not for --method last-layer")
     if config.init is not None and config.method == "last-layer":
         raise UserError("--init: last-layer starts from random layers; leave it out")
     if config.loss not in LOSSES:

@@ -37,7 +37,7 @@ class Observer:
     def __init__(self, run: Run, learner: JointLearner, console: Console) -> None:
         self.run, self.learner, self.source, self.console = run, learner, learner.source, console
         self.latents = torch.randn(
-            FIXED_LATENTS, learner.config.latent, generator=torch.Generator().manual_seed(LATENT_SEED)
+            FIXED_LATENTS, learner.generator.latent_dim, generator=torch.Generator().manual_seed(LATENT_SEED)
         )
         self._reference: Reference | None = None
         self.last_step = -1

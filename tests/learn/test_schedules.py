@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from forwardsr.data.pyramid import Pyramid, pool
 from forwardsr.errors import UserError
 from forwardsr.learn.budget import Budget
-from forwardsr.learn.joint import JointConfig, JointLearner, Stage, draw_levels
+from forwardsr.learn.joint import START_IMAGES, START_RATE, JointConfig, JointLearner, Stage, draw_levels
 from forwardsr.learn.loop import train
 from forwardsr.learn.schedules import (
     SCHEDULES,
@@ -370,3 +370,24 @@ def test_a_switch_is_final_even_where_no_step_follows_it(tmp_path: Path) -> None
     saved = Run.read(tmp_path / "run").load_state()
     assert saved is not None
     assert (saved["learner"]["stage"], saved["learner"]["step"]) == (1, 2)
+
+
+def test_what_starts_from_another_run_is_corrected_slowly_and_in_the_beginning_hardly() -> None:
+    config = JointConfig(width=4, latent=6, batch=5)
+    stages = schedule("backward-correction", SIDES)
+    made = ScheduledLearner(
+        config, Pictures(), torch.device("cpu"), stages, (0.2, 0.4, 0.6, 1.0), None, 0.25, started=True
+    )
+    before = hashes(made.generator, range(1))
+    steps(made, 1)
+    assert hashes(made.generator, range(1)) != before  # batch norm's moments
+    assert made.optimizer_g.param_groups[0]["lr"] == 0.0
+    made.step = 1 + START_IMAGES // config.batch // 2
+    assert made.rate() == pytest.approx(0.5 * START_RATE * config.rate_g, rel=0.01)
+    made.step = START_IMAGES
+    assert made.rate() == START_RATE * config.rate_g
+    made.next_stage()
+    assert made.rate() == 0.0
+    while not made.corrects:
+        made.next_stage()
+    assert made.rate() == 0.25 * config.rate_g

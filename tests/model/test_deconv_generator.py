@@ -71,3 +71,43 @@ def test_samples_depend_on_the_generator_alone() -> None:
     for a, b in zip(first, again):
         torch.testing.assert_close(a, b)
     assert len(model.sample(2, torch.Generator().manual_seed(5), levels=1)) == 1
+
+
+def test_innovations_move_their_own_level_and_finer_ones_and_their_own_place() -> None:
+    model = DeconvGenerator((8, 16, 32), width=8, latent=5, innovations=3, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    assert model.innovation_shapes == [(3, 6, 6), (3, 10, 10)]
+    assert model.latent_dim == 5 + 3 * 36 + 3 * 100
+    z = torch.randn(1, model.latent_dim, generator=torch.Generator().manual_seed(1)).repeat(2, 1)
+    _, (second, third) = model.parts(z)
+    assert second is not None
+    assert third is not None
+    third[1, :, 0, 9] += 1.0  # a corner outside the picture
+    hidden = model.hidden(z)
+    assert torch.equal(hidden[1][0], hidden[1][1])
+    moved = (hidden[2][0] != hidden[2][1]).any(
+        0
+    )  # 16 x 16: a place has 2 x 2 of its own, of which 6 x 6 reach two around
+    assert moved[:2, 14:].any()
+    assert not moved[2:].any()
+    assert not moved[:, :14].any()
+    assert len(model.hidden(z, 2)) == 2
+    second[1] += 1.0
+    assert not torch.equal(*model.hidden(z)[1])
+    assert torch.equal(*model.hidden(z)[0])
+
+
+def test_without_z_a_layer_is_what_the_one_below_determines() -> None:
+    model = DeconvGenerator(
+        (8, 16), width=8, latent=5, innovations=3, generator=torch.Generator().manual_seed(0)
+    ).eval()
+    s = torch.rand(2, 8, 4, 4)
+    torch.testing.assert_close(model.layers[1](s), model.layers[1](s, torch.zeros(2, 3, 6, 6)))
+
+
+def test_long_latents_are_drawn_in_blocks_whatever_the_batch() -> None:
+    model = DeconvGenerator(
+        (8, 16), width=4, latent=5, innovations=1, generator=torch.Generator().manual_seed(0)
+    ).eval()
+    for a, b in zip(*(model.sample(300, torch.Generator().manual_seed(5), batch=k) for k in (100, 256))):
+        torch.testing.assert_close(a, b)

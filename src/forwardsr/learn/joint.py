@@ -24,6 +24,8 @@ from forwardsr.model.shared_norm import share_batch_norms
 from forwardsr.parallel import ALONE, World
 
 CALIBRATION = 1024  # latents from which the shown generator's batch-norm moments are taken
+START_RATE = 0.3  # of --rate-g, where training starts from another run: what is there is corrected, not learned anew
+START_IMAGES = 12_000  # over which that rate is reached: a critic that has seen nothing must not lead
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class JointConfig:
     width: int = 64
     """Channels of every hidden layer, and filters of the critic's first layers."""
     latent: int = 128
-    """Length of the latent z (m_0)."""
+    """Length of the latent z_1; with --init a minmax run it is that run's."""
+    innovations: int | None = None
+    """Channels of noise at every place of each level above the first: none by default; with --init a minmax run that run's."""
     loss: str = "relativistic"
     """non-saturating, relativistic or wasserstein."""
     heads: str = "coarse"
@@ -83,9 +87,11 @@ class JointLearner:
     A single stage in which everything learns; :class:`forwardsr.learn.schedules.ScheduledLearner` has others.
     """
 
-    def __init__(self, config: JointConfig, source: Source, device: torch.device) -> None:
-        """``source`` in image form; its shapes fix the sides and the channels."""
-        self.config, self.source, self.device = config, source, device
+    def __init__(self, config: JointConfig, source: Source, device: torch.device, started: bool = False) -> None:
+        """``source`` in image form; its shapes fix the sides and the channels. ``started``: the generator will be given the
+        weights of another run (:data:`START_RATE`).
+        """
+        self.config, self.source, self.device, self.started = config, source, device, started
         self.rng = torch.Generator().manual_seed(config.seed)
         self.generator = self.new_generator().to(device)
         self.average = copy.deepcopy(self.generator)
@@ -117,8 +123,9 @@ class JointLearner:
         """The network to train, its weights drawn from ``rng``."""
         config = self.config
         return DeconvGenerator(
-            self.sides, width=config.width, latent=config.latent, channels=self.source.shapes[0][0], generator=self.rng
-        )
+            self.sides, width=config.width, latent=config.latent, channels=self.source.shapes[0][0],
+            innovations=config.innovations or 0, generator=self.rng,
+        )  # fmt: skip
 
     def judged(self) -> range:
         """The levels whose images the present stage can change: only these may have a logit of their own."""
@@ -152,6 +159,12 @@ class JointLearner:
         )  # fmt: skip
         self.weights = torch.ones(1 + len(self.critic.headed), device=self.device)
 
+    def rate(self) -> float:
+        """The generator's at the present step."""
+        if not self.started:
+            return self.config.rate_g
+        return START_RATE * min(1.0, (self.images - self.began * self.config.batch) / START_IMAGES) * self.config.rate_g
+
     def join(self, world: World) -> None:
         """From the next step on be one of many: take a part of every batch, and share gradients and batch norms' moments.
 
@@ -178,7 +191,7 @@ class JointLearner:
         """One step of both players; returns ``loss_d`` and ``loss_g``, one a logit, and now and then ``penalty``."""
         config = self.config
         real = self.data.next().map(device=self.device)
-        z = torch.randn(config.batch, config.latent, generator=self.rng)[self.data.part].to(self.device)
+        z = torch.randn(config.batch, self.generator.latent_dim, generator=self.rng)[self.data.part].to(self.device)
         penalised = config.gamma > 0 and self.step % config.penalty_interval == 0
         self.optimizer_d.zero_grad()
         self.optimizer_g.zero_grad()
@@ -198,6 +211,8 @@ class JointLearner:
         torch.autograd.backward([x for x, _ in learned], [gradient for _, gradient in learned])
         gradients = [p.grad for p in (*self.critic.parameters(), *self._learned) if p.grad is not None]
         self.world.average([*gradients, *record.values()])
+        for group in self.optimizer_g.param_groups:
+            group["lr"] = self.rate()
         self.optimizer_d.step()
         self.optimizer_g.step()
         self.step += 1
@@ -254,9 +269,10 @@ def calibrate(model: DeconvGenerator, levels: Sequence[int], seed: int, n: int =
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    z = torch.randn(n, model.latent, generator=torch.Generator().manual_seed(seed))
-    for part in z.to(next(model.parameters()).device).split(batch):
-        model.hidden(part, max(levels) + 1)
+    rng, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
+    for start in range(0, n, batch):
+        z = torch.randn(min(batch, n - start), model.latent_dim, generator=rng)
+        model.hidden(z.to(device), max(levels) + 1)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     model.eval()

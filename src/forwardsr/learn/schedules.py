@@ -130,14 +130,14 @@ class ScheduledLearner(JointLearner):
 
     def __init__(
         self, config: JointConfig, source: Source, device: torch.device, stages: Sequence[Stage], ends: Sequence[float],
-        random_width: int | None = None, correction_rate: float = 1.0,
+        random_width: int | None = None, correction_rate: float = 1.0, started: bool = False,
     ) -> None:  # fmt: skip
         """``stages`` from :func:`schedule`, ``ends`` from :func:`stage_ends`; ``random_width``: of a network whose lower layers
         stay random (``None``: there are none); ``correction_rate`` as in :class:`ScheduleConfig`.
         """
         self._stages, self.ends = tuple(stages), tuple(ends)
         self.random_width, self.correction_rate = random_width, correction_rate
-        super().__init__(config, source, device)
+        super().__init__(config, source, device, started)
         calibrate(self.average, range(len(self.sides)), config.seed)
         self.generator.load_state_dict(self.average.state_dict())
 
@@ -159,11 +159,9 @@ class ScheduledLearner(JointLearner):
         """The levels whose images the present stage can change."""
         return super().judged() if self.random_width is None else range(self.stage.levels)
 
-    def begin(self, index: int) -> None:
-        """As :meth:`JointLearner.begin`, at the correction's own rate where this is one."""
-        super().begin(index)
-        for group in self.optimizer_g.param_groups if self.corrects else ():
-            group["lr"] *= self.correction_rate
+    def rate(self) -> float:
+        """As :meth:`JointLearner.rate`, and in the correction its own."""
+        return self.config.rate_g * self.correction_rate if self.corrects else super().rate()
 
     def stage_over(self, spent: float) -> bool:
         """Whether the present stage ends now; each has one step at least."""

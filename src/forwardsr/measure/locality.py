@@ -105,7 +105,7 @@ def next_layer(generator: LayeredGenerator, level: int, S: Tensor, z: Tensor | N
     ``ValueError`` for a family unknown here.
     """
     if isinstance(generator, DeconvGenerator):
-        found: Tensor = generator.layers[level](S)
+        found: Tensor = generator.layers[level](S, None if z is None else generator.parts(z)[1][level - 1])
         return found
     if isinstance(generator, InnovationGenerator):
         shapes = generator.innovations

@@ -54,12 +54,13 @@ def step_cost(
     """Multiplications of a step of ``stage`` for each real picture. ``random_width``: of ``last-layer``'s network."""
     half = torch.bfloat16  # of which the convolutions take the library's way, that has no kernel to run here
     with torch.device("meta"):
-        network = DeconvGenerator(sides, width=random_width or config.width, latent=config.latent, channels=channels)
+        network = DeconvGenerator(sides, width=random_width or config.width, latent=config.latent, channels=channels,
+                                  innovations=config.innovations or 0)  # fmt: skip
         judged = range(stage.levels) if random_width else stage.trained
         seen = sides[: stage.levels]
         heads = [level in judged and side < seen[-1] for level, side in enumerate(seen)]
         critic = Critic(seen, width=config.width, channels=channels, heads=heads)
-        z = torch.empty(1, config.latent, dtype=half)
+        z = torch.empty(1, network.latent_dim, dtype=half)
         pictures = [torch.empty(1, channels, side, side, dtype=half) for side in seen]
     by_level = [0.0] * len(sides)
     for name, count in multiplications(network.to(half).eval(), z).items():

@@ -97,7 +97,7 @@ def figure5(cell: Cell) -> Figure:
 def figure4(cell: Cell) -> Figure:
     """A column a step: the next level before and after one position of the hidden layer is exchanged, the change, windows."""
     model, found = generator_of(cell, "joint"), cell.measured("locality")
-    hidden = model.hidden(torch.randn(2, model.latent, generator=torch.Generator().manual_seed(1)))
+    hidden = model.hidden(torch.randn(2, model.latent_dim, generator=torch.Generator().manual_seed(1)))
     steps = len(hidden) - 1
     figure = new_figure(3.3 * steps, 3.7)
     axes = figure.subplots(2, steps, squeeze=False, gridspec_kw={"height_ratios": [1, 1.5]})

@@ -152,7 +152,7 @@ def figure8(cell: Cell) -> Figure:
         triple = triple / triple.abs().amax((0, 2, 3, 4), keepdim=True).clamp(min=1e-12)
         axis = figure.add_subplot(row[level - 1])
         picture(axis, grid(triple.flatten(0, 1), NEURONS, gap=1), f"$W_{level}$: before, after, change")
-    z = torch.randn(SAMPLES, after.latent, generator=torch.Generator().manual_seed(3))
+    z = torch.randn(SAMPLES, after.latent_dim, generator=torch.Generator().manual_seed(3))
     pair = middle.subgridspec(2, 2)
     for column, level in enumerate((levels - 2, levels - 1) if levels > 1 else (0,)):
         for k, (name, model) in enumerate((("before", before), ("after", after))):
