@@ -25,7 +25,7 @@ from forwardsr.parallel import ALONE, World
 
 CALIBRATION = 1024  # latents from which the shown generator's batch-norm moments are taken
 START_RATE = 0.3  # of --rate-g, where training starts from another run: what is there is corrected, not learned anew
-START_IMAGES = 12_000  # over which that rate is reached: a critic that has seen nothing must not lead
+START_IMAGES = 40_000  # over which that rate is reached: a critic that has seen nothing must not lead
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,11 @@ class JointLearner:
         self.optimizer_d.step()
         self.optimizer_g.step()
         self.step += 1
-        # What a correction starts from is worth keeping; what new layers start from is not.
+        # What another run or a correction starts from is worth keeping; what new layers start from is not.
         since = 0 if self.corrects else self.began
-        half_life = min(config.ema_images, 0.05 * (self.step - since) * config.batch)
+        half_life = config.ema_images
+        if not self.started:
+            half_life = min(half_life, 0.05 * (self.step - since) * config.batch)
         average(self._averaged, self._learned, 0.5 ** (config.batch / half_life))
         return record
 

@@ -99,14 +99,14 @@ def outcomes(found: Sequence[Three]) -> list[Outcome]:
             for form in ("standardised", "raw")
             for side, a, b in zip(ours["sides"], ours[form], theirs[form])
         }
-        reached = {name: _images(three.reports(name), _score(theirs)) for name in ("joint", "joint-from-minmax")}
+        reached = {name: images_until(three.reports(name), _score(theirs)) for name in ("joint", "joint-from-minmax")}
         sooner[cell] = {"images": reached["joint-from-minmax"] / reached["joint"]}
         later = [r["seconds"] for r in three.reports("joint") if _score(r) < _score(ours)]
         overtaken[cell] = {"seconds": float(later[0]) if later else float("inf")}
     return [Outcome(BETTER, better), Outcome(SOONER, sooner), Outcome(OVERTAKEN, overtaken)]
 
 
-def _images(reports: Sequence[Values], goal: float) -> float:
+def images_until(reports: Sequence[Values], goal: float) -> float:
     """After how many the score is first at ``goal``, on straight lines from report to report over the logarithm of images."""
     for i, report in enumerate(reports):
         if _score(report) <= goal:
