@@ -51,7 +51,7 @@ def table(pairs: list[dict[str, Any]]) -> None:
             cells = [f"{s:.2f}" if reports[-1]["images"] >= n else "" for s, n in zip(scores, SHOWN)]
             reached = images_until(reports, goal)
             share = (
-                f"{reached:,.0f} ({reached / total:.2f} of its images)"
+                f"{reached:,.0f} ({reached / total:.3f} of its images)"
                 if reached < float("inf")
                 else "not in this time"
             )

@@ -391,3 +391,15 @@ def test_what_starts_from_another_run_is_corrected_slowly_and_in_the_beginning_h
     while not made.corrects:
         made.next_stage()
     assert made.rate() == 0.25 * config.rate_g
+
+
+def test_the_average_keeps_what_another_run_has_given() -> None:
+    config = JointConfig(width=4, latent=6, batch=5, ema_images=1000.0, rate_g=1.0)
+    for started, half_life in ((True, 1000), (False, 0.05 * 505)):
+        kept = 0.5 ** (5 / half_life)
+        made = JointLearner(config, Pictures(), torch.device("cpu"), started)
+        made.step = 100
+        before = [p.clone() for p in made.average.parameters()]
+        steps(made, 1)
+        for a, b, g in zip(made.average.parameters(), before, made.generator.parameters()):
+            torch.testing.assert_close(a, kept * b + (1 - kept) * g)

@@ -4,6 +4,7 @@ starts from ``minmax``, side by side at equal wall time.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,11 @@ class Three:
         """The distances logged, in order of time."""
         return Run.read(self.runs[name]).lines("distance")
 
+    def final(self, name: str) -> Values:
+        """The distance of a run's best weights at its end."""
+        found: Values = json.loads((self.runs[name] / "distance.json").read_text())
+        return found
+
 
 def lines(scale: Scale, seed: int) -> list[str]:
     """What would be learned, a line each."""
@@ -94,10 +100,11 @@ def outcomes(found: Sequence[Three]) -> list[Outcome]:
     for three in found:
         cell = f"seed {three.seed}"
         ours, theirs = three.reports("minmax")[-1], min(three.reports("joint"), key=_score)
+        final = three.final("joint")  # of as many images as minmax's; those of the log are of fewer, and so larger
         better[cell] = {
             f"{side} px, {form}": a / b
             for form in ("standardised", "raw")
-            for side, a, b in zip(ours["sides"], ours[form], theirs[form])
+            for side, a, b in zip(ours["sides"], ours[form], final[form])
         }
         reached = {name: images_until(three.reports(name), _score(theirs)) for name in ("joint", "joint-from-minmax")}
         sooner[cell] = {"images": reached["joint-from-minmax"] / reached["joint"]}
