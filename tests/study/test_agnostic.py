@@ -41,7 +41,8 @@ def test_claims_are_what_the_logs_say(three: Three) -> None:
     # Against joint's best weights at its end, 0.25.
     assert better.effects["seed 0"] == {k: pytest.approx(3.2) for k in better.effects["seed 0"]}
     assert better.verdict == "failed"
-    # Plain joint's best report is 0.5 after 400 images. From 0.9 after 100 images to 0.4 after 200: four fifths of the way, in logarithms.
+    # Plain joint's best report is 0.5 after 400 images.
+    # From 0.9 after 100 images to 0.4 after 200: four fifths of the way, in logarithms.
     assert sooner.effects["seed 0"]["images"] == pytest.approx(100 * 2**0.8 / 400)
     assert sooner.verdict == "held"
     assert overtaken.effects["seed 0"]["seconds"] == 40.0
