@@ -80,7 +80,7 @@ class LearnConfig(JointConfig, ScheduleConfig, MinmaxConfig):
     checkpoint: str = "1m"
     """Wall time from one checkpoint to the next."""
     init: str | None = None
-    """joint, layerwise, backward-correction: a run whose generator, of the same sizes, this one starts from."""
+    """joint, layerwise, backward-correction: a run, of the same sizes, whose generator this one starts from; or one of minmax."""
 
 
 def fit(config: LearnConfig, out: Path, console: Console, command: str = "") -> int:
