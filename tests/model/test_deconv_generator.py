@@ -111,3 +111,15 @@ def test_long_latents_are_drawn_in_blocks_whatever_the_batch() -> None:
     ).eval()
     for a, b in zip(*(model.sample(300, torch.Generator().manual_seed(5), batch=k) for k in (100, 256))):
         torch.testing.assert_close(a, b)
+
+
+def test_a_hidden_layer_is_the_formula() -> None:
+    model = DeconvGenerator(
+        (8, 16), width=8, latent=5, innovations=3, generator=torch.Generator().manual_seed(0)
+    ).eval()
+    layer = model.layers[1]
+    rng = torch.Generator().manual_seed(1)
+    s, z = torch.rand(2, 8, 4, 4, generator=rng), torch.randn(2, 3, 6, 6, generator=rng)
+    up = torch.nn.functional.conv_transpose2d
+    pre = up(s, layer.V.weight, stride=2, padding=2) + up(z, layer.U.weight, stride=2, padding=4)
+    torch.testing.assert_close(layer(s, z), torch.relu(layer.norm(pre)))
