@@ -29,7 +29,7 @@ from forwardsr.errors import UserError
 from forwardsr.learn.copula import FirstLevel, features, learn_first_level
 from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import Innovations, learn_innovations
-from forwardsr.learn.sliced import learn_first_level_sliced
+from forwardsr.learn.sliced import even_pairs, learn_first_level_sliced
 from forwardsr.learn.stream import Stream, mix
 from forwardsr.learn.upsampling import learn_upsampling
 from forwardsr.learn.windows import gather, ring, window
@@ -190,10 +190,15 @@ def _finer_stage(
 
 
 def _drawn(state: State, l: int, n: int, channels: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Patches ``(k, n, d)`` and contrasts ``(k, n, f)`` of level ``l - 1`` in ``n`` samples of the levels learned so far."""
+    """Patches ``(k, n, d)`` and contrasts ``(k, n, f)`` of level ``l - 1`` in ``n`` samples of the levels learned so far.
+
+    They are even at level 1: what is fitted to them inherits their noise.
+    """
     tensors = {k: t for k, t in state.items() if "." not in k and int(k.lstrip("abcdefghijklmnopqrstuvwxyzWVU")) <= l}
     model = InnovationGenerator.from_tensors(tensors, channels)
-    halves = [model.hidden(model.latents(count, random))[-1].transpose(0, 1) for count in (n // 2, n - n // 2)]
+    z = model.latents(n, random)
+    z[:, : model.V[0].shape[-1]] = even_pairs(n, model.V[0].shape[-1], random)
+    halves = [model.hidden(part)[-1].transpose(0, 1) for part in z.split(-(-n // 2))]
     patches = [hidden @ model.W[-1].mT + model.mean[-1][:, None] for hidden in halves]
     return torch.cat(patches, 1), torch.cat([hidden @ state[f"contrast{l}."] for hidden in halves], 1)
 
