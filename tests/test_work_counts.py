@@ -114,9 +114,9 @@ def test_photographs_fit() -> None:
     found = work(lambda: learn_photographs(Stream(source, 0, 4), 3, 0))
     # Both levels for the sample that innovations are learned from and for the regression; the coarsest once for its law.
     assert source.read <= Counter({2: 2 * 600, 1: 600})
-    assert found.calls <= SLACK * 34_657
-    # Nine tenths of them for the 40 steps of level 1's descent, 2048 samples each.
-    assert found.multiplications <= SLACK * 82_528_582_080
+    assert found.calls <= SLACK * 52_941
+    # Nine tenths of them for the 100 steps of level 1's descent, 1400 samples and 384 windows each.
+    assert found.multiplications <= SLACK * 120_036_100_176
 
 
 def test_joint_step() -> None:

@@ -84,17 +84,17 @@ def test_innovations_move_their_own_level_and_finer_ones_and_their_own_place() -
     assert third is not None
     third[1, :, 0, 9] += 1.0  # a corner outside the picture
     hidden = model.hidden(z)
-    assert torch.equal(hidden[1][0], hidden[1][1])
-    moved = (hidden[2][0] != hidden[2][1]).any(
-        0
-    )  # 16 x 16: a place has 2 x 2 of its own, of which 6 x 6 reach two around
+    torch.testing.assert_close(hidden[1][0], hidden[1][1])
+    # 16 x 16: a place has 2 x 2 of its own, of which 6 x 6 reach two around. Two pictures of a batch may differ in the last bit.
+    moved = ((hidden[2][0] - hidden[2][1]).abs() > 1e-5).any(0)
     assert moved[:2, 14:].any()
     assert not moved[2:].any()
     assert not moved[:, :14].any()
     assert len(model.hidden(z, 2)) == 2
     second[1] += 1.0
-    assert not torch.equal(*model.hidden(z)[1])
-    assert torch.equal(*model.hidden(z)[0])
+    coarse, finer = model.hidden(z)[:2]
+    assert float((finer[0] - finer[1]).detach().abs().max()) > 0.1
+    torch.testing.assert_close(coarse[0], coarse[1])
 
 
 def test_without_z_a_layer_is_what_the_one_below_determines() -> None:
