@@ -117,22 +117,6 @@ def test_steps_are_adam_s() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("n", [40, 50, 100])
-def test_even_samples_are_gaussians_at_right_angles(n: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    Q, R = sliced.rotation(50, generator), sliced.rotation(50, generator)
-    draws = torch.stack([sliced.even(n, Q, R, generator) for _ in range(1000)])
-    gram = draws[:, :50] @ draws[:, :50].mT
-    assert float((gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))).abs().max()) < 1e-3
-    assert float(draws[:, :40].flatten(0, 1).T.cov().sub(torch.eye(50)).abs().max()) < 0.05
-    length = draws.square().sum(2).flatten()  # chi-squared, 50 degrees of freedom
-    assert float(length.mean()) == pytest.approx(50, rel=0.01)
-    assert float(length.var()) == pytest.approx(100, rel=0.1)
-    assert float(draws.pow(4).mean()) == pytest.approx(3, rel=0.05)
-    if n == 100:  # the second fifty are others
-        assert float((draws[:, 50:] @ draws[:, :50].mT).abs().mean()) > 3
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_windows_are_squares_of_the_image_and_not_of_its_patches(channels: int) -> None:
     x = torch.randn(40, 4, 16 * channels, generator=torch.Generator().manual_seed(0))
@@ -217,17 +201,17 @@ def test_energies_are_of_contrasts_in_one_colour_direction(channels: int) -> Non
     assert max(span) == max(sliced.HEARD)
 
 
-def test_pairs_have_no_first_moment_and_no_order() -> None:
-    z = sliced.even_pairs(200, 30, torch.Generator().manual_seed(0))
-    assert z.shape == (200, 30)
-    assert float(z.sum(0).abs().max()) < 1e-4
-    assert not torch.equal(z[:100], -z[100:])
-    gram = z[:100] @ z[:100].mT
-    assert (
-        20 < int((gram < -0.999 * gram.diagonal()).sum()) < 90
-    )  # about half of the first hundred have their pair among them
-    odd = sliced.even_pairs(7, 30, torch.Generator().manual_seed(0))
-    assert odd.shape == (7, 30)
+def test_energies_are_of_the_pictures_and_not_of_what_is_left_of_their_mean() -> None:
+    x = pictures(300) + torch.linspace(-1, 1, 64).view(1, 4, 16)  # a mean with contrast
+    level = learn_first_level(x, torch.Generator().manual_seed(0))
+    views = sliced._Views(x.transpose(0, 1), level, 1)
+    views.turn(100, 10, torch.Generator().manual_seed(1))
+    signed, energy = views._seen(views.real)
+    whole = x.flatten(1) @ views.theta
+    torch.testing.assert_close(signed, (whole - whole.mean(0))[:, :10].T, rtol=1e-4, atol=1e-4)
+    n, places = sliced.PLACES
+    expected = whole[:, 10:].T.reshape(n, places, -1).square().mean(1)
+    torch.testing.assert_close(energy, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_quantiles_of_the_real_are_between_its_values() -> None:

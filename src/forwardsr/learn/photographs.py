@@ -27,9 +27,10 @@ from torch import Tensor
 
 from forwardsr.errors import UserError
 from forwardsr.learn.copula import FirstLevel, features, learn_first_level
+from forwardsr.learn.even import even_pairs
 from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import Innovations, learn_innovations
-from forwardsr.learn.sliced import even_pairs, learn_first_level_sliced
+from forwardsr.learn.sliced import learn_first_level_sliced
 from forwardsr.learn.stream import Stream, mix
 from forwardsr.learn.upsampling import learn_upsampling
 from forwardsr.learn.windows import gather, ring, window

@@ -24,8 +24,8 @@ all large products are computed in it, the network's and those with views, and p
 of projections, stay in float32.
 
 What limits the descent is the noise of the drawn samples' quantiles, so these samples are no independent ones: z come in pairs
-:math:`\pm z`, and as many of a half as z has numbers at right angles (:func:`even`), which leaves no noise in first moments and
-little in second ones. Faces at 12 px are then in 250 steps where independent samples are in 1000.
+:math:`\pm z`, and as many of a half as z has numbers at right angles (:mod:`forwardsr.learn.even`). Faces at 12 px are then in 250
+steps where independent samples are in 1000.
 
 =================  =========  =========================================================================================
 setting            default    reason
@@ -65,6 +65,7 @@ from torch import Tensor
 from forwardsr.data.pyramid import fold
 from forwardsr.learn.adversarial import average
 from forwardsr.learn.copula import FirstLevel, learn_first_level
+from forwardsr.learn.even import even, rotation
 
 STEPS, BATCH = 600, 1400
 SLICES, REUSED = 384, 4
@@ -221,32 +222,6 @@ class _Adam:
         size = (self.second / (1 - b**self.steps)).sqrt_().add_(1e-8)
         self.weights.addcdiv_(self.first, size, value=-ease * self.rate / (1 - a**self.steps))
         self.weights.grad = None
-
-
-def rotation(m: int, generator: torch.Generator) -> Float[Tensor, "m m"]:
-    """A random orthogonal matrix."""
-    return torch.linalg.qr(torch.randn(m, m, generator=generator)).Q
-
-
-def even(n: int, Q: Float[Tensor, "m m"], R: Float[Tensor, "m m"], generator: torch.Generator) -> Float[Tensor, "n m"]:
-    """``n`` standard Gaussians that lie more evenly than independent ones: m at a time at right angles (Yu et al. 2016).
-
-    ``Q``, ``R``: orthogonal and random: standard are the samples over these. In place of a new rotation for every m of them, random
-    signs between the two and after them; lengths as Wilson and Hilferty (1931) approximate them.
-    """
-    m = len(Q)
-    blocks = []
-    for _ in range(-(-n // m)):
-        first, last = (torch.randint(2, (2, m), generator=generator) * 2 - 1).to(Q)
-        square = m * (1 - 2 / (9 * m) + (2 / (9 * m)) ** 0.5 * torch.randn(m, 1, generator=generator)) ** 3
-        blocks.append(((Q * first) @ R) * last * square.clamp_min(0).sqrt().to(Q))
-    return torch.cat(blocks)[:n]
-
-
-def even_pairs(n: int, m: int, generator: torch.Generator) -> Float[Tensor, "n m"]:
-    """``n`` samples as :func:`even` makes them, and their negatives, in random order."""
-    half = even(-(-n // 2), rotation(m, generator), rotation(m, generator), generator)
-    return torch.cat([half, -half])[torch.randperm(2 * len(half), generator=generator)[:n]]
 
 
 class _Views:
