@@ -325,3 +325,21 @@ def test_the_finest_level_is_learned_from_all_folders(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(("side", "patch"), [(4, 2), (6, 3), (8, 4), (12, 4), (16, 4)])
 def test_patches_are_of_four_pixels_where_the_coarsest_level_holds_more_than_one(side: int, patch: int) -> None:
     assert patch_side(Blobs(4, sides=(side, 2 * side)), None) == patch
+
+
+def test_samples_that_a_level_is_fitted_to_are_even_at_level_1_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With level 1's latents put to zero all samples are one picture at level 1, and differ at level 2."""
+    states: list[photographs.State] = []
+    learn_photographs(
+        Stream(Blobs(300), 0, 4), 3, on_stage=lambda record, state: states.append(dict(state)), level1="copula"
+    )
+    monkeypatch.setattr(photographs, "even_pairs", lambda n, m, generator: torch.zeros(n, m))
+    for l, same in ((1, True), (2, False)):
+        patches, _ = photographs._drawn(states[-1], l, 9, 3, torch.Generator().manual_seed(0))
+        assert patches.shape[1] == 9
+        assert (float(patches.std(1).max()) < 1e-4) == same
+    drawn = photographs._drawn(states[-1], 2, 9, 3, torch.Generator().manual_seed(0))[0]
+    monkeypatch.setattr(photographs, "even_pairs", lambda n, m, generator: torch.full((n, m), 3.0))
+    moved = photographs._drawn(states[-1], 2, 9, 3, torch.Generator().manual_seed(0))[0]
+    shift = (moved - drawn).mean(1)
+    assert float(shift.abs().mean()) > 0.2  # another picture, whatever is new at level 2
