@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from forwardsr.data.pyramid import fold
+from forwardsr.data.pyramid import fold, unfold
+from forwardsr.learn import innovation_law
 from forwardsr.learn.innovation_law import RISE, STEP, _views, choose_law
 from forwardsr.learn.innovations import details
+from forwardsr.measure._swd import double, halve
 
 GRID, N, Q = 6, 2048, 9
 
@@ -110,12 +112,16 @@ def test_noise_is_turned_as_the_network_turns_it() -> None:
     assert silence + rise == pytest.approx(-0.9, abs=1.5 * STEP)
 
 
-def test_directions_are_contrasts_in_squares_of_the_window() -> None:
-    weights = _views(3, 4, torch.eye(48), torch.Generator().manual_seed(0))
-    images = fold(weights.T.reshape(-1, 4, 48), 3)
+def test_directions_are_contrasts_in_squares_of_the_window_of_what_is_finest(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = _views(3, 4, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(innovation_law, "blur_matrix", lambda *of: torch.zeros(8, 8))  # nothing is coarse
+    images = fold(_views(3, 4, torch.Generator().manual_seed(0)).permute(2, 0, 1), 3)
     torch.testing.assert_close(images.sum((2, 3)), torch.zeros(len(images), 3), atol=1e-4, rtol=0)
     on = (images != 0).any(1)
     height, width = on.any(2).sum(1), on.any(1).sum(1)
     assert torch.equal(height, width)
     assert torch.equal(on.sum((1, 2)), height * width)
     assert set(height.tolist()) == {2, 4, 8}
+    x = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    finest = (x - double(halve(x))).flatten(1) @ images.flatten(1).T
+    torch.testing.assert_close(unfold(x, 4).flatten(1) @ weights.flatten(0, 1), finest, rtol=1e-4, atol=1e-4)

@@ -182,23 +182,22 @@ def test_half_the_precision_is_enough_for_the_descent() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_energies_are_of_contrasts_in_one_colour_direction(channels: int) -> None:
-    found = sliced.filters(channels, 8, torch.Generator().manual_seed(0))
-    n, places = sliced.PLACES
-    assert found.shape == (n, places, channels, 8, 8)
-    assert float(found.sum((3, 4)).abs().max()) < 1e-4
-    assert int(torch.linalg.matrix_rank(found.flatten(3).flatten(0, 1), atol=1e-4).max()) == 1
-    on = (found != 0).any(2)
-    assert set(on.any(3).sum(2).flatten().tolist()) == {2, 3}  # rows
-    # One filter, moved: at every place the same numbers.
-    for own, where in zip(found[:, :, 0], on):
-        numbers = [o[w] for o, w in zip(own, where)]
-        assert all(torch.equal(numbers[0], other) for other in numbers[1:])
-    # All places of a filter are in its window, and some windows are small.
-    reach = on.any(1)
-    span = [int(r.any(1).nonzero().max() - r.any(1).nonzero().min()) + 1 for r in reach]
-    assert min(span) <= 3
-    assert max(span) == max(sliced.HEARD)
+def test_energies_are_those_of_blocks_about_their_means(channels: int) -> None:
+    found = sliced.blocks(channels, 5, torch.Generator().manual_seed(0))
+    assert found.shape == (sliced.BLOCKS, 3 * channels, channels, 5, 5)
+    x = torch.randn(30, channels, 5, 5, generator=torch.Generator().manual_seed(1))
+    corners = set()
+    for block in found:
+        on = (block != 0).any(0).any(0)
+        y, column = (int(i) for i in on.nonzero()[0])
+        assert on.sum() == on[y : y + 2, column : column + 2].sum() == 4
+        energy = (x.flatten(1) @ block.flatten(1).T).square().sum(1)
+        inside = x[:, :, y : y + 2, column : column + 2].flatten(2)
+        torch.testing.assert_close(
+            energy, (inside - inside.mean(2, keepdim=True)).square().sum((1, 2)), rtol=1e-4, atol=1e-4
+        )
+        corners.add((y, column))
+    assert len(corners) > 12  # of 16: everywhere
 
 
 def test_energies_are_of_the_pictures_and_not_of_what_is_left_of_their_mean() -> None:
@@ -209,8 +208,7 @@ def test_energies_are_of_the_pictures_and_not_of_what_is_left_of_their_mean() ->
     signed, energy = views._seen(views.real)
     whole = x.flatten(1) @ views.theta
     torch.testing.assert_close(signed, (whole - whole.mean(0))[:, :10].T, rtol=1e-4, atol=1e-4)
-    n, places = sliced.PLACES
-    expected = whole[:, 10:].T.reshape(n, places, -1).square().mean(1)
+    expected = whole[:, 10:].T.reshape(sliced.BLOCKS, 3, -1).square().mean(1)
     torch.testing.assert_close(energy, expected, rtol=1e-4, atol=1e-4)
 
 

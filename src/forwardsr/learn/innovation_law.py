@@ -2,13 +2,16 @@ r"""Which law the innovations of a level have: the one whose drawn details are n
 
 For ``M = A + rho Mhat``, Mhat the activity that the coarser level predicts (1 on average), the pair (A, rho) minimises
 
-.. math:: E_{j, \theta}\, W_1(\langle\theta, D_j X_l\rangle, \langle\theta, D_j X_l^*\rangle) / \mathrm{sd} ,
+.. math:: E_{j, \theta}\, W_1(\langle\theta, H X_{l,j}\rangle, \langle\theta, H X_{l,j}^*\rangle) / \mathrm{sd} ,
 
-the sliced Wasserstein distance (Rabin et al. 2011) of level l's details in windows of 2 x 2 patches j, the X_l drawn by the levels
-learned so far. Judged one patch at a time, on real pictures, a law may have the sizes of single details right and not see that they
-are large together, window by window: its drawn pictures are too busy here and too empty there, and the next level makes it worse.
-On faces and buildings ``A + rho`` is about -0.6 (a detail of typical activity is on in half of all samples) and must be known to a
-tenth; rho matters less, and the steeper the law, the more it is a switch: off where the picture is smooth, Gaussian where it is busy.
+the sliced Wasserstein distance (Rabin et al. 2011) of what is finest (H, the last band of a Laplacian pyramid) in windows of 2 x 2
+patches j, the X_l drawn by the levels learned so far. What is finest is the level's details and the steps between the coarser one's
+pixels, which on a smooth cheek or sky cancel: judged by details alone, the finest of buildings at 48 px was a tenth further off.
+Judged one patch at a time, on real pictures, a law may have the sizes of single details right and not see that they are large
+together, window by window: its drawn pictures are too busy here and too empty there, and the next level makes it worse. On faces
+and buildings ``A + rho`` is -0.6 to 0.5 (a detail of typical activity is on in half of all samples or more) and must be known
+to a tenth; rho matters less, and the steeper the law, the more it is a switch: off where the picture is smooth, Gaussian where it
+is busy.
 
 =============  ==========  =======================================================================================================
 setting        default     reason
@@ -37,6 +40,7 @@ from torch import Tensor
 
 from forwardsr.learn.sliced import boxes
 from forwardsr.learn.windows import ring
+from forwardsr.measure._swd import blur_matrix
 
 RISE = (2.0, 3.0, 5.0, 8.0)
 STEP = 0.1
@@ -57,7 +61,7 @@ def choose_law(
     patch: int,
     generator: torch.Generator,
 ) -> tuple[float, float]:
-    """(A, rho) for the images ``real``.
+    """(A, rho) for the images ``real``, their mean subtracted.
 
     ``expected``: from indices ``(w,)`` and a slice of drawn samples, what is predicted of those patches ``(w, n, d)`` in them;
     ``active``: their Mhat; ``root``: g from the innovations around; ``power``: E y^2.
@@ -68,14 +72,15 @@ def choose_law(
     at = (corner[:, None] + torch.tensor([0, 1, grid, grid + 1])).flatten()
     parts = enumerate(at.view(-1, 4).tensor_split(SHARES))
     shares = [(part.flatten(), slice(i * n, (i + 1) * n)) for i, part in parts]
-    views = _views(channels, patch, D, generator)
+    views = _views(channels, patch, generator)
+    of_details = D.T @ views
 
-    def project(details: Tensor) -> Tensor:
-        return (details.view(-1, 4, n, q).transpose(1, 2).reshape(-1, 4 * q) @ views).T
+    def project(x: Tensor, weights: Tensor) -> Tensor:
+        return (x.view(-1, 4, n, x.shape[2]).transpose(1, 2).reshape(-1, 4 * x.shape[2]) @ weights.flatten(0, 1)).T
 
-    wanted = _sort(project(torch.cat([real[part, some] for part, some in shares]) @ D))
+    wanted = _sort(project(torch.cat([real[part, some] for part, some in shares]), views))
     spread = torch.from_numpy(wanted.std(1)).clamp_min(1e-9)
-    base = project(torch.cat([expected(part, some) for part, some in shares]) @ D)
+    base = project(torch.cat([expected(part, some) for part, some in shares]), views)
     active, size = torch.cat([active[part, some] for part, some in shares]), power[at].sqrt()
     cells, around = ring(grid)[at].unique(return_inverse=True)
     z = torch.randn(len(cells), n, q, generator=generator)
@@ -91,7 +96,7 @@ def choose_law(
             M = STEP * typical + RISE[i] * (active - 1)
             y = (M + g).relu_() - (M - g).relu_()
             y *= (size / y.square().mean(1).clamp_min(1e-12).sqrt())[:, None]
-            apart = torch.from_numpy(np.abs(_sort(base + project(y)) - wanted).mean(1))
+            apart = torch.from_numpy(np.abs(_sort(base + project(y, of_details)) - wanted).mean(1))
             found[law] = float((apart / spread).mean())
         return found[law]
 
@@ -102,14 +107,17 @@ def choose_law(
     return STEP * best[1] - RISE[best[0]], RISE[best[0]]
 
 
-def _views(channels: int, patch: int, D: Tensor, generator: torch.Generator) -> Tensor:
-    """The directions theta, of windows of 2 x 2 patches, as weights of the details in them."""
+def _views(channels: int, patch: int, generator: torch.Generator) -> Float[Tensor, "4 d r"]:
+    """The directions theta, through H, as weights of the pixels of a window's 2 x 2 patches."""
     side = 2 * patch
     box = boxes(DIRECTIONS, side, [round(side * part) for part in SIDES], generator)[:, None]
     theta = torch.randn(DIRECTIONS, channels, side, side, generator=generator) * box
     theta -= box * theta.sum((2, 3), keepdim=True) / box.sum((2, 3), keepdim=True)
+    blur = blur_matrix(side, theta.dtype, theta.device)
+    coarse = 2 * blur[:, 0::2] @ blur[0::2]  # halved and doubled, along one axis
+    theta -= coarse.T @ theta @ coarse
     tiles = theta.view(DIRECTIONS, channels, 2, patch, 2, patch).permute(2, 4, 1, 3, 5, 0)
-    return (D.T @ tiles.reshape(4, len(D), DIRECTIONS)).reshape(-1, DIRECTIONS)
+    return tiles.reshape(4, -1, DIRECTIONS)
 
 
 def _sort(x: Float[Tensor, "s n"]) -> np.ndarray:

@@ -15,8 +15,8 @@ and W_1, V_1, b_1, mu_1 descend, from the closed form on, in the sliced Wasserst
   every direction);
 * omega positive weights on the sizes :math:`A = |\langle w, X_1 - \mu\rangle| / E|\langle w, X_1^* - \mu\rangle|` of all features in
   a window of patches: the contrasts by which level 2 is gated;
-* F the energy of a random contrast of 2 x 2 or 3 x 3 pixels, the mean over places of a window, relative to the real one's: how loud
-  the finest that level 1 holds is there. Features hold coarse and fine together and do not see it.
+* F the energy of a block of 2 x 2 pixels about its mean, all colours together, relative to the real one's mean: how loud the
+  finest that level 1 holds is there. Features hold coarse and fine together and do not see it.
 
 The last two in logarithms, since a smooth patch is where small errors are great. In place of a critic that must be trained the
 inner maximum is a sort, and the gradient is exact, but for the order of numbers that are equal to one part in 128. With bfloat16
@@ -34,11 +34,12 @@ STEPS, BATCH       600,       half of the steps are a tenth further from real im
                    1400       samples by half more
 SLICES             384        windows at once, half as many of contrasts; half of them cost a twentieth of the distances
 REUSED             4          steps that views are kept for: new ones at every second step are no better
-CONTRAST, ENERGY   0.3,       c_A, and c_F a pixel of the image: 0.026 at 8 px, 0.058 at 12. At 12 px half as much is a tenth
-                   4e-4       nearer to buildings and a tenth further from the finest of faces. More takes from the windows
+CONTRAST, ENERGY   0.3,       c_A, and c_F a pixel of the image: 0.026 at 8 px, 0.058 at 12; more takes from the windows, and the
+                   4e-4       level above pays
 SMALL, QUIET       0.01,      epsilon_A, epsilon_F, of a mean contrast and of a mean energy: below it a patch is smooth, however
-                   0.1        much
-PLACES             32, 8      energies at once, and the places that each is the mean over
+                   0.03       much
+BLOCKS             64         whose energies are looked at at once; half as many are noise in the steps: at 12 px a twentieth
+                              further off
 REAL, SEEN         10,000,    real samples that are kept, and those of them that are sorted, others each time: thrice a batch
                    4096
 CENTRED            0.3        part of the windows whose weights sum to zero in each colour: contrasts
@@ -78,10 +79,9 @@ FEWEST_STEPS, A_STEP = 80, 6  # no more steps than one for so many samples
 REAL, SEEN = 10_000, 4096
 WINDOWS = (2, 3, 4, 6, 8, 8)  # pixels a side; and the whole image, as often as two of these (four at 8 px)
 PATCHES = (1, 1, 2, 2, 3)  # patches a side; and all, once
-PLACES = (32, 8)
-HEARD = (3, 4, 6)  # pixels a side of the window that an energy is of
+BLOCKS = 64
 CENTRED = 0.3
-SMALL, QUIET = 0.01, 0.1
+SMALL, QUIET = 0.01, 0.03
 FITTED = 8192  # samples that the contrasts are fitted to
 
 
@@ -248,10 +248,9 @@ class _Views:
         weights = torch.randn(slices, channels, side, side, generator=generator) * box
         centred = weights - box * weights.sum((2, 3), keepdim=True) / box.sum((2, 3), keepdim=True)
         weights = torch.where(torch.rand(slices, 1, 1, 1, generator=generator) < CENTRED, centred, weights)
-        theta = torch.empty(self.place.numel(), slices + math.prod(PLACES))
-        theta[self.place.flatten()] = torch.cat(
-            [weights.reshape(slices, -1), filters(channels, side, generator).reshape(math.prod(PLACES), -1)]
-        ).T
+        finest = blocks(channels, side, generator).flatten(0, 1)
+        theta = torch.empty(self.place.numel(), slices + len(finest))
+        theta[self.place.flatten()] = torch.cat([weights, finest]).flatten(1).T
         self.slices, self.theta = slices, theta.to(self.dtype)
         self.still = self.centre @ theta[:, slices:]
         r = self.basis.shape[2]
@@ -270,7 +269,7 @@ class _Views:
         """Projections and energies of pictures less their centre."""
         rows = (self.theta.T @ flat.T).float()
         signed, contrasts = rows[: self.slices], rows[self.slices :]
-        return signed, (contrasts + self.still[:, None]).square().view(*PLACES, -1).mean(1)
+        return signed, (contrasts + self.still[:, None]).square().view(BLOCKS, -1, len(flat)).mean(1)
 
     def _sizes(self, contrast: Float[Tensor, "n q"]) -> Float[Tensor, "s n"]:
         return ((self.omega.T @ contrast.T).float() + SMALL).log()
@@ -309,23 +308,12 @@ def boxes(n: int, side: int, sizes: list[int], generator: torch.Generator) -> Fl
     return (row[:, :, None] & column[:, None, :]).float()
 
 
-def filters(channels: int, side: int, generator: torch.Generator) -> Float[Tensor, "s p c side side"]:
-    """Contrasts of 3 x 3 (half of them 2 x 2) pixels in a direction of colour, s of them, each at p places of a window."""
-    n, places = PLACES
-    step = torch.arange(3)
-    size = torch.randint(2, 4, (n,), generator=generator)
-    inside = (step.maximum(step[:, None]) < size[:, None, None]).float()
-    kernel = torch.randn(n, 3, 3, generator=generator)
-    kernel = inside * (kernel - (inside * kernel).sum((1, 2), keepdim=True) / inside.sum((1, 2), keepdim=True))
-    window = torch.tensor(HEARD).clamp_max(side)[torch.randint(len(HEARD), (n,), generator=generator)]
-    first = (torch.rand(n, 2, 1, generator=generator) * (side - window + 1)[:, None, None]).long()
-    y, x = (first + (torch.rand(n, 2, places, generator=generator) * (window - size + 1)[:, None, None]).long()).unbind(
-        1
+def blocks(channels: int, side: int, generator: torch.Generator) -> Float[Tensor, "s p c side side"]:
+    """The three orthonormal contrasts (Haar's) of random blocks of 2 x 2 pixels, in every colour: p = 3 channels, s blocks."""
+    kernels = torch.tensor([[1.0, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2
+    y, x = torch.randint(side - 1, (2, BLOCKS, 1), generator=generator)
+    pixels = (y + torch.tensor([0, 0, 1, 1])) * side + x + torch.tensor([0, 1, 0, 1])
+    plane = torch.zeros(BLOCKS, 3, side * side).scatter_(
+        2, pixels[:, None].expand(-1, 3, -1), kernels.expand(BLOCKS, -1, -1)
     )
-    index = (y[..., None, None] + step[:, None]).clamp_max(side - 1) * side  # what a small kernel has beyond is zero
-    index = index + (x[..., None, None] + step).clamp_max(side - 1)
-    plane = torch.zeros(n, places, side * side).scatter_add_(
-        2, index.flatten(2), kernel.flatten(1)[:, None].expand(-1, places, -1)
-    )
-    colour = torch.randn(n, 1, channels, 1, generator=generator)
-    return (colour * plane[:, :, None]).unflatten(3, (side, side))
+    return torch.einsum("skx,ac->skacx", plane, torch.eye(channels)).reshape(BLOCKS, -1, channels, side, side)
