@@ -6,10 +6,10 @@ For ``M = A + rho Mhat``, Mhat the activity that the coarser level predicts (1 o
 
 the sliced Wasserstein distance (Rabin et al. 2011) of what is finest (H, the last band of a Laplacian pyramid) in windows of 2 x 2
 patches j, the X_l drawn by the levels learned so far. What is finest is the level's details and the steps between the coarser one's
-pixels, which on a smooth cheek or sky cancel: judged by details alone, the finest of buildings at 48 px was a tenth further off.
+pixels, which on a smooth cheek or sky cancel: judged by details alone, buildings at 48 px were a twentieth further off.
 Judged one patch at a time, on real pictures, a law may have the sizes of single details right and not see that they are large
 together, window by window: its drawn pictures are too busy here and too empty there, and the next level makes it worse. On faces
-and buildings ``A + rho`` is -0.6 to 0.5 (a detail of typical activity is on in half of all samples or more) and must be known
+and buildings ``A + rho`` is -1.2 to 0.6 (a detail of typical activity is on in a quarter to all of samples) and must be known
 to a tenth; rho matters less, and the steeper the law, the more it is a switch: off where the picture is smooth, Gaussian where it
 is busy.
 
@@ -19,7 +19,7 @@ setting        default     reason
 RISE           2 to 8      rho: from a gentle law, with a few innovations everywhere, to a switch
 STEP           0.1         of A + rho; the distance's minimum is some three of these wide
 START          5, -0.7     rho and A + rho where the search begins; it goes downhill from neighbour to neighbour
-BOUNDS         -1.5, 0.5   of A + rho. Where what is predicted is too loud, as after few images, innovations so rare that no
+BOUNDS         -1.5, 1.5   of A + rho. Where what is predicted is too loud, as after few images, innovations so rare that no
                            direction sees them would be nearest, and each a spot
 WINDOWS        48          places that are looked at: few of them may all be of the background
 SAMPLES        4096        at most (there are 4000, and 2048 at 64 px), drawn and real, each looked at in a quarter of the windows;
@@ -45,7 +45,7 @@ from forwardsr.measure._swd import blur_matrix
 RISE = (2.0, 3.0, 5.0, 8.0)
 STEP = 0.1
 START = (2, -7)  # the third rho, and A + rho in steps
-BOUNDS = (-15, 5)  # of A + rho, in steps
+BOUNDS = (-15, 15)  # of A + rho, in steps
 WINDOWS, SAMPLES, SHARES, DIRECTIONS = 48, 4096, 4, 128
 SIDES = (0.25, 0.5, 1.0, 1.0, 1.0)  # of a box, in sides of a window
 
