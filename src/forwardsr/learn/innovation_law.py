@@ -20,7 +20,7 @@ RISE           2 to 8      rho: from a gentle law, with a few innovations everyw
 STEP           0.1         of A + rho; the distance's minimum is some three of these wide
 START          5, -0.7     rho and A + rho where the search begins; it goes downhill from neighbour to neighbour
 BOUNDS         -1.5, 1.5   of A + rho. Where what is predicted is too loud, as after few images, innovations so rare that no
-                           direction sees them would be nearest, and each a spot
+                           direction sees them would be nearest, and each a spot; at the upper one nearly all are on
 WINDOWS        48          places that are looked at: few of them may all be of the background
 SAMPLES        4096        at most (there are 4000, and 2048 at 64 px), drawn and real, each looked at in a quarter of the windows;
                            half of them, seen in half as many directions, took a steeper law than is best on buildings
