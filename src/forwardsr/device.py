@@ -32,7 +32,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """``float32`` or ``bfloat16``, or for ``auto`` the faster of the two on ``device``.
 
     bfloat16 pays where the processor multiplies it in hardware (CUDA, AVX-512 BF16, AMX) and is tens of times slower where it
-    does not, which no flag tells reliably: a convolution of the generator's kind is timed in both.
+    does not, which no flag tells reliably: a convolution of the generator's kind is timed in both, one so large that its products
+    decide and not what a call costs beside them.
     """
     if name in ("float32", "bfloat16"):
         return name
@@ -42,7 +43,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     conv = nn.Conv2d(64, 64, 6, stride=2, padding=2)
     channels_last(conv)
-    x = torch.zeros(4, 64, 16, 16).contiguous(memory_format=torch.channels_last)
+    x = torch.zeros(8, 64, 32, 32).contiguous(memory_format=torch.channels_last)
     took: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for _ in range(7):  # the best of several, in turn: on a busy machine a single timing says nothing
         for precision, times in took.items():
