@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from forwardsr.data.pyramid import fold, unfold
+from forwardsr.data.scale import double, halve
 from forwardsr.learn import innovation_law
 from forwardsr.learn.innovation_law import RISE, STEP, _views, choose_law
 from forwardsr.learn.innovations import details
-from forwardsr.measure._swd import double, halve
 
 GRID, N, Q = 6, 2048, 9
 
@@ -114,7 +114,7 @@ def test_noise_is_turned_as_the_network_turns_it() -> None:
 
 def test_directions_are_contrasts_in_squares_of_the_window_of_what_is_finest(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = _views(3, 4, torch.Generator().manual_seed(0))
-    monkeypatch.setattr(innovation_law, "blur_matrix", lambda *of: torch.zeros(8, 8))  # nothing is coarse
+    monkeypatch.setattr(innovation_law, "of_finest", lambda theta: theta)
     images = fold(_views(3, 4, torch.Generator().manual_seed(0)).permute(2, 0, 1), 3)
     torch.testing.assert_close(images.sum((2, 3)), torch.zeros(len(images), 3), atol=1e-4, rtol=0)
     on = (images != 0).any(1)

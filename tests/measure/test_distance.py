@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from scipy import ndimage, stats
+from scipy import stats
 from torch import Tensor
 
 from forwardsr.data.pyramid import Pyramid, pool
+from forwardsr.data.scale import double
 from forwardsr.errors import UserError
 from forwardsr.measure import _swd
 from forwardsr.measure.distance import Distance, Reference, Sampling
@@ -85,7 +86,7 @@ def test_bands_sum_back_to_the_image(side: int) -> None:
     assert [b.shape[-1] for b in bands] == _swd.band_sides(side)
     total = bands[0]
     for detail in bands[1:]:
-        total = _swd.double(total) + detail
+        total = double(total) + detail
     torch.testing.assert_close(total, x)
 
 
@@ -101,18 +102,6 @@ def test_a_constant_is_in_the_low_pass_band_alone() -> None:
     low, *details = _swd.laplacian(torch.full((1, 1, 64, 64), 0.7, dtype=torch.float64))
     torch.testing.assert_close(low, torch.full_like(low, 0.7))
     assert max(d.abs().max().item() for d in details) < 1e-14
-
-
-def test_blurring_is_the_mirrored_binomial_filter() -> None:
-    x = images(1, 12, 1)[0, 0].double()
-    taps = torch.tensor([1.0, 4, 6, 4, 1], dtype=torch.float64) / 16
-    kernel = taps[:, None] * taps
-    expected = ndimage.convolve(x.numpy(), kernel.numpy(), mode="mirror")[::2, ::2]
-    torch.testing.assert_close(_swd.halve(x), torch.from_numpy(expected.copy()))
-    zeros = torch.zeros(24, 24, dtype=torch.float64)
-    zeros[::2, ::2] = x
-    expected = ndimage.convolve(zeros.numpy(), 4 * kernel.numpy(), mode="mirror")
-    torch.testing.assert_close(_swd.double(x), torch.from_numpy(expected))
 
 
 def test_patches_are_slices_of_the_band() -> None:

@@ -38,9 +38,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from forwardsr.data.scale import of_finest
 from forwardsr.learn.sliced import boxes
 from forwardsr.learn.windows import ring
-from forwardsr.measure._swd import blur_matrix
 
 RISE = (2.0, 3.0, 5.0, 8.0)
 STEP = 0.1
@@ -113,10 +113,7 @@ def _views(channels: int, patch: int, generator: torch.Generator) -> Float[Tenso
     box = boxes(DIRECTIONS, side, [round(side * part) for part in SIDES], generator)[:, None]
     theta = torch.randn(DIRECTIONS, channels, side, side, generator=generator) * box
     theta -= box * theta.sum((2, 3), keepdim=True) / box.sum((2, 3), keepdim=True)
-    blur = blur_matrix(side, theta.dtype, theta.device)
-    coarse = 2 * blur[:, 0::2] @ blur[0::2]  # halved and doubled, along one axis
-    theta -= coarse.T @ theta @ coarse
-    tiles = theta.view(DIRECTIONS, channels, 2, patch, 2, patch).permute(2, 4, 1, 3, 5, 0)
+    tiles = of_finest(theta).view(DIRECTIONS, channels, 2, patch, 2, patch).permute(2, 4, 1, 3, 5, 0)
     return tiles.reshape(4, -1, DIRECTIONS)
 
 

@@ -1,9 +1,7 @@
 r"""Laplacian pyramids, patches and the sliced Wasserstein distance: what :mod:`forwardsr.measure.distance` is made of.
 
-The Laplacian pyramid is Burt and Adelson's (1983) with the binomial filter :math:`(1, 4, 6, 4, 1) / 16` and mirrored borders,
-as in Karras et al. (2018). On a side of ``s`` pixels the filter is an ``s x s`` matrix :math:`B`, and blurring, halving and
-doubling are matrix products: :math:`\downarrow x = D x D^T` with :math:`D = B_{0::2,:}`, and :math:`\uparrow x = U x U^T` with
-:math:`U = 2 B_{:,0::2}`. The rows of both sum to one, so constants pass unchanged and every detail band of one is zero.
+The Laplacian pyramid is Burt and Adelson's (1983), halved and doubled by :mod:`forwardsr.data.scale`: constants pass unchanged, and
+every detail band of one is zero.
 """
 
 from __future__ import annotations
@@ -12,35 +10,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from forwardsr.data.scale import double, halve
+
 PATCH = 7
 """Side of a descriptor (Karras et al., 2018); smaller where the band is."""
 
 SMALLEST_SD = 1e-4
 """What a standard deviation is raised to before dividing: far below one grey value (2/255), far above rounding."""
-
-
-def blur_matrix(side: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "side side"]:
-    """The filter (1, 4, 6, 4, 1) / 16 along one axis of ``side`` pixels, mirrored about the outermost pixels."""
-    out = torch.arange(side, device=device)
-    matrix = torch.zeros(side, side, dtype=dtype, device=device)
-    period = max(1, 2 * (side - 1))
-    for tap, weight in zip(range(-2, 3), (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)):
-        source = (out + tap) % period
-        source = torch.minimum(source, period - source).clamp_max(side - 1)
-        matrix.index_put_((out, source), matrix.new_tensor(weight).expand(side), accumulate=True)
-    return matrix
-
-
-def halve(x: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n t t"]:
-    """Blur and keep every second pixel, the first included."""
-    down = blur_matrix(x.shape[-1], x.dtype, x.device)[0::2]
-    return down @ (x @ down.T)
-
-
-def double(x: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n t t"]:
-    """Twice the side: zeros between the pixels, blurred, times four."""
-    up = 2 * blur_matrix(2 * x.shape[-1], x.dtype, x.device)[:, 0::2]
-    return up @ (x @ up.T)
 
 
 def band_sides(side: int) -> list[int]:
