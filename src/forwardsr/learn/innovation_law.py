@@ -33,7 +33,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,6 +40,7 @@ from torch import Tensor
 from forwardsr.data.scale import of_finest
 from forwardsr.learn.sliced import boxes
 from forwardsr.learn.windows import ring
+from forwardsr.sorting import sort_rows
 
 RISE = (2.0, 3.0, 5.0, 8.0)
 STEP = 0.1
@@ -78,8 +78,8 @@ def choose_law(
     def project(x: Tensor, weights: Tensor) -> Tensor:
         return (x.view(-1, 4, n, x.shape[2]).transpose(1, 2).reshape(-1, 4 * x.shape[2]) @ weights.flatten(0, 1)).T
 
-    wanted = _sort(project(torch.cat([real[part, some] for part, some in shares]), views))
-    spread = torch.from_numpy(wanted.std(1)).clamp_min(1e-9)
+    wanted = sort_rows(project(torch.cat([real[part, some] for part, some in shares]), views))
+    spread = wanted.std(1).clamp_min(1e-9)
     base = project(torch.cat([expected(part, some) for part, some in shares]), views)
     active, size = torch.cat([active[part, some] for part, some in shares]), power[at].sqrt()
     cells, around = ring(grid)[at].unique(return_inverse=True)
@@ -96,7 +96,7 @@ def choose_law(
             M = STEP * typical + RISE[i] * (active - 1)
             y = (M + g).relu_() - (M - g).relu_()
             y *= (size / y.square().mean(1).clamp_min(1e-12).sqrt())[:, None]
-            apart = torch.from_numpy(np.abs(_sort(base + project(y, of_details)) - wanted).mean(1))
+            apart = (sort_rows(base + project(y, of_details)) - wanted).abs().mean(1)
             found[law] = float((apart / spread).mean())
         return found[law]
 
@@ -115,7 +115,3 @@ def _views(channels: int, patch: int, generator: torch.Generator) -> Float[Tenso
     theta -= box * theta.sum((2, 3), keepdim=True) / box.sum((2, 3), keepdim=True)
     tiles = of_finest(theta).view(DIRECTIONS, channels, 2, patch, 2, patch).permute(2, 4, 1, 3, 5, 0)
     return tiles.reshape(4, -1, DIRECTIONS)
-
-
-def _sort(x: Float[Tensor, "s n"]) -> np.ndarray:
-    return np.sort(x.contiguous().numpy(), axis=1)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from forwardsr.learn.innovation_law import choose_law
 from forwardsr.learn.windows import KINDS, gather
+from forwardsr.sorting import sort_rows
 
 ENERGY = 0.99  # of the residual, that the details kept must hold
 TYPICAL = -0.7  # M at which correlations are mapped
@@ -156,11 +157,11 @@ def _matched(
     """(lift, gain) with which the activity of drawn samples is distributed most like that of real ones: least squares of their
     sorted values.
     """
-    x, y = drawn.sort(1).values, real.sort(1).values
-    mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-    x = x - mean_x
-    gain = (x * (y - mean_y)).mean(1, keepdim=True) / x.square().mean(1, keepdim=True).clamp_min(1e-9)
-    return mean_y - gain * mean_x, gain
+    x, y = (sort_rows(v.mT.contiguous()) for v in (drawn, real))
+    mean_x, mean_y = x.mean(2), y.mean(2)
+    x -= mean_x[..., None]
+    gain = (x * (y - mean_y[..., None])).mean(2) / x.square().mean(2).clamp_min(1e-9)
+    return (mean_y - gain * mean_x)[:, None], gain[:, None]
 
 
 def _kept(residual: Tensor, channels: int, patch: int) -> Tensor:

@@ -63,7 +63,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -74,6 +73,7 @@ from forwardsr.data.scale import of_blurred, of_doubled, of_finest
 from forwardsr.learn.adversarial import average
 from forwardsr.learn.copula import FirstLevel, learn_first_level
 from forwardsr.learn.even import even, rotation
+from forwardsr.sorting import sort_rows
 
 STEPS, BATCH = 600, 1400
 SLICES, SIZES, REUSED = 480, 120, 5
@@ -297,8 +297,7 @@ def _flat(x: Float[Tensor, "k n d"]) -> Float[Tensor, "n q"]:
 
 def _quantiles(x: Float[Tensor, "s m"], n: int) -> Float[Tensor, "s n"]:
     """What the sorted ``n`` of a sample are held to: the quantiles of the rows at (i + 1/2) / n, between neighbours."""
-    rows = torch.from_numpy(np.sort(x.numpy(), axis=1))
-    return functional.interpolate(rows[None], n, mode="linear", align_corners=False)[0]
+    return functional.interpolate(sort_rows(x)[None], n, mode="linear", align_corners=False)[0]
 
 
 def boxes(n: int, side: int, sizes: list[int], generator: torch.Generator) -> Float[Tensor, "n side side"]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from forwardsr.data.scale import double, halve
+from forwardsr.sorting import sort_rows
 
 PATCH = 7
 """Side of a descriptor (Karras et al., 2018); smaller where the band is."""
@@ -63,15 +64,6 @@ def project(descriptors: Float[Tensor, "m c k k"], theta: Float[Tensor, "r c k k
     both = torch.stack([theta, scaled]).flatten(2) @ descriptors.flatten(1).T
     both[1] -= torch.einsum("rcij,c->r", scaled, mean)[:, None]
     return sort_rows(both)
-
-
-def sort_rows(x: Float[Tensor, "*r m"]) -> Float[Tensor, "*r m"]:
-    """Sort along the last axis; on a CPU in numpy, whose vectorised sort is several times faster. NaN goes last."""
-    if x.device.type != "cpu":
-        return x.sort(dim=-1).values
-    x = x.contiguous()
-    x.numpy().sort(axis=-1)
-    return x
 
 
 def wasserstein(a: Float[Tensor, "*r m"], b: Float[Tensor, "*r k"]) -> Float[Tensor, "*r"]:
