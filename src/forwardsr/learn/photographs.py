@@ -111,9 +111,9 @@ def learn_photographs(
                 innovation,
                 random,
             )
-        contrast = _contrast(
-            state, l, [x[:, :n] for x in sample[: l + 1]], None if contrast is None else contrast[:, :n]
-        )
+        if l + 1 < total:
+            real = [x[:, :n] for x in sample[: l + 1]]
+            contrast = _contrast(state, l, real, None if contrast is None else contrast[:, :n])
         if not done and on_stage is not None:
             name = "law" if l == 0 else "upsampling and innovations"
             on_stage(LevelRecord(l + 1, total, name, time.monotonic() - start, metrics), state)

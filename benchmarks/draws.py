@@ -1,0 +1,52 @@
+"""Distances of a run over five draws of 2,048 images, means and ranges: the table of docs/photographs.md.
+
+    python benchmarks/draws.py NAME=RUN [NAME=RUN ...]     # measures and keeps: the run's own draw, and measure --seed 2 to 5
+    python benchmarks/draws.py                             # the table, from what was kept
+
+Kept in ``benchmarks/results/draws.json``; a name that is there already is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+KEPT = Path(__file__).parent / "results" / "draws.json"
+SEEDS = (2, 3, 4, 5)
+FORMS = ("sides", "standardised", "raw", "diversity", "real_diversity", "n")
+
+
+def draws(run: Path) -> list[dict[str, Any]]:
+    """The run's own distance and those of :data:`SEEDS`."""
+    found = [json.loads((run / "distance.json").read_text())]
+    for seed in SEEDS:
+        command = ["forwardsr", "measure", str(run), "--what", "distance", "--seed", str(seed), "--json"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout)["distance"])
+    return [{form: of[form] for form in FORMS} for of in found]
+
+
+def main(named: list[str]) -> None:
+    """Measure, keep, print."""
+    kept: dict[str, list[dict[str, Any]]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    for argument in named:
+        name, _, run = argument.partition("=")
+        kept[name] = draws(Path(run))
+        KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+    for name, found in kept.items():
+        sides = found[0]["sides"]
+        print(f"\n| {name} | {' | '.join(f'{side} px' for side in sides)} |\n|---|{'---:|' * len(sides)}")
+        for form in ("standardised", "raw", "diversity", "real_diversity"):
+            digits = 3 if "diversity" in form else 1
+            columns = list(zip(*(of[form] for of in found)))
+            cells = [f"{sum(c) / len(c):.{digits}f} ({min(c):.{digits}f} to {max(c):.{digits}f})" for c in columns]
+            print(f"| {form.replace('diversity', 'MS-SSIM').replace('_', ' ')} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    if any("=" not in argument for argument in sys.argv[1:]):
+        sys.exit(__doc__)
+    main(sys.argv[1:])
