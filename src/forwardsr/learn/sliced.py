@@ -12,7 +12,7 @@ and W_1, V_1, b_1, mu_1 descend, from the closed form on, in the sliced Wasserst
           + c_F\, E_F\, W_1(\log(F(X_1) + \epsilon_F), \log(F(X_1^*) + \epsilon_F)) :
 
 * theta Gaussian weights on a random window, of two pixels a side up to all (whole images alone look Gaussian in every direction):
-  of the image; of the image blurred; and of what is finest in the image doubled, H its doubling (:mod:`forwardsr.data.scale`).
+  of the image; of the image blurred; and of what is finest in the image doubled (:mod:`forwardsr.data.scale`).
   The image's own projections are mostly of what is neither, and these two are what finer levels make their coarse bands of;
 * omega positive weights on the sizes :math:`A = |\langle w, X_1 - \mu\rangle| / E|\langle w, X_1^* - \mu\rangle|` of all features in
   a window of patches: the contrasts by which level 2 is gated;
