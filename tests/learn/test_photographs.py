@@ -7,8 +7,8 @@ import torch
 
 from forwardsr.data.pyramid import Pyramid, pool, unfold
 from forwardsr.errors import UserError
-from forwardsr.learn import innovations, photographs, upsampling
-from forwardsr.learn.copula import FACTORS, learn_first_level, shrunk_correlation
+from forwardsr.learn import copula, innovations, photographs, upsampling
+from forwardsr.learn.copula import FACTORS, factors, learn_first_level, shrunk_correlation
 from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import (
     TYPICAL,
@@ -18,6 +18,7 @@ from forwardsr.learn.innovations import (
     mean_square,
 )
 from forwardsr.learn.photographs import learn_photographs
+from forwardsr.learn.sliced import render
 from forwardsr.learn.stream import Stream
 from forwardsr.learn.upsampling import learn_upsampling
 from forwardsr.learn.windows import gather, window
@@ -310,6 +311,30 @@ def test_the_game_moves_level_one_and_keeps_its_form() -> None:
     s = (z @ found.V.reshape(k * m, -1).T - found.b.reshape(-1)).relu().view(-1, k, m).transpose(0, 1)
     size = ((s @ found.W.mT) @ found.basis).abs()
     assert float((s @ found.contrast - size).square().mean() / size.var()) < 0.05
+
+
+def test_what_level_1_s_rows_are_made_of() -> None:
+    """A patch's features and the loudness, whatever the picture's number of latents."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 4, 4, generator=g) * torch.randn(3000, 1, 1, generator=g).exp()  # loud or faint as a whole
+    start = learn_first_level(x, torch.Generator().manual_seed(1))
+    C, R = factors(start.V)
+    assert R.shape == (4, 4 + FACTORS, start.V.shape[2])
+    torch.testing.assert_close(C @ R, start.V)
+    assert float(C[..., -FACTORS:].square().sum()) > 1  # loadings
+
+
+def test_signed_features_have_so_many_latents_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = (torch.randn(4000, 5, generator=g) @ torch.randn(5, 16, generator=g)).view(4000, 4, 4)
+    x += 0.05 * torch.randn(x.shape, generator=g)
+    monkeypatch.setattr(copula, "LATENTS", 8)
+    level = learn_first_level(x, torch.Generator().manual_seed(1))
+    assert level.V.shape[2] == 8 + FACTORS
+    z = torch.randn(20_000, 8 + FACTORS, generator=g)
+    drawn = (render(level, z)[1].transpose(0, 1)).flatten(1)
+    ours, theirs = torch.corrcoef(drawn.T), torch.corrcoef(x.flatten(1).T)
+    assert float((ours - theirs).abs().max()) < 0.15
 
 
 def test_the_finest_level_is_learned_from_all_folders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,10 @@ def pictures(n: int, seed: int = 0) -> Tensor:
 def apart(level: FirstLevel, x: Tensor) -> list[float]:
     """The three distances of fresh samples, in views that no descent has seen."""
     generator = torch.Generator().manual_seed(7)
-    views = sliced._Views(x.transpose(0, 1), level, 1)
+    views = sliced._Views(x.permute(1, 2, 0), level, 1)
     views.turn(4000, 300, generator)
     _, drawn = sliced.render(level, torch.randn(4000, level.V.shape[2], generator=generator))
-    return [float(distance) for distance in views.distances(drawn)]
+    return [float(distance) for distance in views.distances(drawn.mT)]
 
 
 def test_what_no_pair_says_is_learned() -> None:
@@ -122,9 +122,9 @@ def test_windows_are_squares_of_the_image_and_not_of_its_patches(channels: int) 
     x = torch.randn(40, 4, 16 * channels, generator=torch.Generator().manual_seed(0))
     level = FirstLevel(*[torch.zeros(4, 1, 1)] * 2, torch.zeros(4, 1), torch.zeros(4, 16 * channels),
                        torch.eye(16 * channels).expand(4, -1, -1), torch.zeros(4, 1, 1))  # fmt: skip
-    views = sliced._Views(x.transpose(0, 1), level, channels)
+    views = sliced._Views(x.permute(1, 2, 0), level, channels)
     views.turn(40, 200, torch.Generator().manual_seed(1))
-    weights = fold(views.theta.T[:104].reshape(104, 4, -1), channels)  # those of the picture itself
+    weights = fold(views.theta[:104].reshape(104, 4, -1), channels)  # those of the picture itself
     assert "squares" in kinds(weights)
     on = (weights != 0).any(1)
     assert set(on.any(2).sum(1).tolist()) == {2, 3, 4, 6, 8}
@@ -168,7 +168,7 @@ def test_more_samples_than_are_sorted_and_fewer_than_take_all_steps(monkeypatch:
     turned = []
     turn = sliced._Views.turn
     monkeypatch.setattr(
-        sliced._Views, "turn", lambda self, *rest: (turned.append(len(self.real)), turn(self, *rest))[1]
+        sliced._Views, "turn", lambda self, *rest: (turned.append(self.real.shape[2]), turn(self, *rest))[1]
     )
     x = pictures(1500)
     start = learn_first_level(x, torch.Generator().manual_seed(0))
@@ -181,12 +181,14 @@ def test_more_samples_than_are_sorted_and_fewer_than_take_all_steps(monkeypatch:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 def test_the_network_s_gradient_is_autograd_s(dtype: torch.dtype, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    z, V, W, b = (torch.randn(s, generator=generator) for s in ((100, 5), (3, 7, 5), (3, 4, 7), (3, 7)))
-    ours, theirs = ([t.clone().requires_grad_() for t in (V, W, b)] for _ in range(2))
+    shapes = (100, 5), (3, 7, 4), (3, 4, 5), (3, 6, 7), (3, 7)
+    z, *weights = (torch.randn(s, generator=generator) for s in shapes)
+    ours, theirs = ([t.clone().requires_grad_() for t in weights] for _ in range(2))
     x = sliced._Patches.apply(z, *ours, dtype)  # type: ignore[no-untyped-call]
-    v, w, c = theirs
-    expected = torch.einsum("kdm,knm->knd", w, (torch.einsum("kml,nl->knm", v, torch.cat([z, -z])) - c[:, None]).relu())
-    weight = torch.randn(x.shape, generator=generator)
+    C, R, W, b = theirs
+    both = torch.cat([z, -z])
+    expected = torch.einsum("kdm,kmn->kdn", W, (torch.einsum("kml,nl->kmn", C @ R, both) - b[..., None]).relu())
+    weight = torch.rand(x.shape, generator=generator)
     for drawn in (x, expected):
         (drawn * weight).sum().backward()
     assert x.dtype == torch.float32
@@ -209,33 +211,30 @@ def test_half_the_precision_is_enough_for_the_descent() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_energies_are_those_of_blocks_about_their_means(channels: int) -> None:
-    found = sliced.blocks(channels, 5, torch.Generator().manual_seed(0))
-    assert found.shape == (sliced.BLOCKS, 3 * channels, channels, 5, 5)
-    x = torch.randn(30, channels, 5, 5, generator=torch.Generator().manual_seed(1))
+    """Of the pictures, and not of what is left of their mean."""
+    image = torch.randn(300, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    image += 3 * torch.randn(channels, 8, 8, generator=torch.Generator().manual_seed(1))  # a mean with contrast
+    x = unfold(image, 4)
+    views = sliced._Views(x.permute(1, 2, 0), learn_first_level(x, torch.Generator().manual_seed(0)), channels)
     corners = set()
-    for block in found:
-        on = (block != 0).any(0).any(0)
-        y, column = (int(i) for i in on.nonzero()[0])
-        assert on.sum() == on[y : y + 2, column : column + 2].sum() == 4
-        energy = (x.flatten(1) @ block.flatten(1).T).square().sum(1)
-        inside = x[:, :, y : y + 2, column : column + 2].flatten(2)
-        torch.testing.assert_close(
-            energy, (inside - inside.mean(2, keepdim=True)).square().sum((1, 2)), rtol=1e-4, atol=1e-4
-        )
-        corners.add((y, column))
-    assert len(corners) > 12  # of 16: everywhere
+    for turn in range(2):
+        views.turn(100, 10, torch.Generator().manual_seed(turn))
+        energy = views._energy(views.real)
+        assert energy.shape == (sliced.BLOCKS, 300)
+        for block, found in zip(sliced.blocks(8, _after_directions(channels, turn)).tolist(), energy):
+            y, column = divmod(block[0], 8)
+            inside = image[:, :, y : y + 2, column : column + 2].flatten(2)
+            about = (inside - inside.mean(2, keepdim=True)).square().sum((1, 2)) / (3 * channels)
+            torch.testing.assert_close(found, about, rtol=1e-4, atol=1e-4)
+            corners.add((y, column))
+    assert len(corners) > 36  # of 49: everywhere
 
 
-def test_energies_are_of_the_pictures_and_not_of_what_is_left_of_their_mean() -> None:
-    x = pictures(300) + torch.linspace(-1, 1, 64).view(1, 4, 16)  # a mean with contrast
-    level = learn_first_level(x, torch.Generator().manual_seed(0))
-    views = sliced._Views(x.transpose(0, 1), level, 1)
-    views.turn(100, 10, torch.Generator().manual_seed(1))
-    signed, energy = views._seen(views.real)
-    whole = x.flatten(1) @ views.theta
-    torch.testing.assert_close(signed, (whole - whole.mean(0))[:, :10].T, rtol=1e-4, atol=1e-4)
-    expected = whole[:, 10:].T.reshape(sliced.BLOCKS, 3, -1).square().mean(1)
-    torch.testing.assert_close(energy, expected, rtol=1e-4, atol=1e-4)
+def _after_directions(channels: int, seed: int) -> torch.Generator:
+    """The state in which a turn draws its blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    sliced.directions(10, channels, 8, generator)
+    return generator
 
 
 def test_quantiles_of_the_real_are_between_its_values() -> None:
@@ -249,12 +248,12 @@ def test_other_real_samples_are_looked_at_each_time(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sliced, "SEEN", 300)
     x = pictures(1500)
     level = learn_first_level(x, torch.Generator().manual_seed(0))
-    views = sliced._Views(x.transpose(0, 1), level, 1)
+    views = sliced._Views(x.permute(1, 2, 0), level, 1)
     seen: list[Tensor] = []
-    look = views._seen
-    monkeypatch.setattr(views, "_seen", lambda flat: (seen.append(flat), look(flat))[1])
+    look = views._signed
+    monkeypatch.setattr(views, "_signed", lambda x: (seen.append(x), look(x))[1])
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
         views.turn(100, 4, generator)
-    assert len(seen[0]) == len(seen[1]) == 300
-    assert not torch.equal(seen[0].sort(0).values, seen[1].sort(0).values)
+    assert seen[0].shape[2] == seen[1].shape[2] == 300
+    assert not torch.equal(seen[0], seen[1])

@@ -12,7 +12,7 @@ Six neurons a feature, with the rows :math:`(\pm V, \Gamma)` of V_1.
 
 * *Marginals* (the task of D4): the slopes with which a has the distribution of the data, all features at once.
 * *Pairs* (the task of D5): the Gram matrix of the V is the correlation matrix of the normal scores (a Gaussian copula), shrunk
-  towards the identity as Ledoit and Wolf (2004) compute for the sample at hand.
+  towards the identity as Ledoit and Wolf (2004) compute for the sample at hand, and of rank :data:`LATENTS` at most.
 * *Loudness*: the leading factors of the correlations of the normal scores' sizes, beyond those that a Gaussian copula implies.
   Some pictures have contrast everywhere and some nowhere; no Gram matrix of signed features says so.
 
@@ -35,6 +35,7 @@ from forwardsr.learn.warm_start import CumulantSettings, cumulant_warm_start
 from forwardsr.sorting import argsort_rows
 
 KNOTS = (0.0, 1.0, 2.0)
+LATENTS = 254  # of the signed features: at 12 px in colour there are 432, and the others buy nothing
 FACTORS = 2  # of loudness
 CALIBRATIONS = 2
 DRAWN = 4096  # samples that marginals are fitted to and correlations calibrated on
@@ -128,6 +129,18 @@ def learn_first_level(x: Float[Tensor, "n k d"], generator: torch.Generator) -> 
     )
 
 
+def factors(V: Float[Tensor, "k m m_0"]) -> tuple[Float[Tensor, "k m r"], Float[Tensor, "k r m_0"]]:
+    """C and R with ``V = C R``, for V as :func:`learn_first_level` makes it: R the directions of a patch's d features and of the
+    loudness, r = d + :data:`FACTORS`; C its neurons' signs and loadings.
+    """
+    units = 2 * len(KNOTS)
+    own = V.unflatten(1, (-1, units))
+    eye = torch.eye(own.shape[1])[:, None, :].expand(-1, units // 2, -1)
+    signs = torch.cat([eye, -eye], 1).flatten(0, 1).expand(len(V), -1, -1)
+    loudness = torch.eye(V.shape[2])[-FACTORS:].expand(len(V), -1, -1)
+    return torch.cat([signs, V[..., -FACTORS:]], 2), torch.cat([(own[:, :, 0] - own[:, :, -1]) / 2, loudness], 1)
+
+
 def _loudness(g: Float[Tensor, "n p"]) -> Float[Tensor, "p p"]:
     """Correlations of sizes beyond those that Gaussians of g's own correlations have; zero diagonal."""
     r = torch.corrcoef(g.T).clamp(-1, 1)
@@ -218,5 +231,5 @@ def shrunk_correlation(g: Float[Tensor, "n p"]) -> Float[Tensor, "p p"]:
 
 def _root(c: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(c)
-    root = (vectors * values.clamp_min(0).sqrt()).float()
+    root = (vectors * values.clamp_min(0).sqrt())[:, -LATENTS:].float()
     return root / root.norm(dim=1, keepdim=True)

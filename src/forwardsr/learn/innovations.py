@@ -190,7 +190,7 @@ def _activity(
         mine = (kinds == kind).nonzero()[:, 0]
         pick = torch.randperm(y.shape[1], generator=generator)[: max(1, ROWS // len(mine))]
         x = gather(relative[:, pick], parents[mine]).flatten(0, 1)
-        t = (y[mine][:, pick].abs() / size[mine][:, None]).flatten(0, 1)
+        t = (y[mine[:, None], pick].abs_() / size[mine][:, None]).flatten(0, 1)
         x = torch.cat([x, torch.ones(len(x), 1)], 1)
         weight = torch.ones(len(x), 1)
         for _ in range(TURNS):

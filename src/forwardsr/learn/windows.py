@@ -39,6 +39,4 @@ def ring(grid: int) -> Int64[Tensor, "k 9"]:
 
 def gather(patches: Tensor, index: Tensor) -> Tensor:
     """``(k, n, d)`` patches and ``(j, p)`` indices to ``(j, n, p d)``: each patch's window as one vector."""
-    k, p = index.shape
-    n, d = patches.shape[1:]
-    return patches[index.reshape(-1)].view(k, p, n, d).transpose(1, 2).reshape(k, n, p * d)
+    return torch.cat([patches.index_select(0, parent) for parent in index.unbind(1)], 2)
