@@ -51,7 +51,7 @@ SMALL, QUIET       0.01,      epsilon_A, epsilon_F, of a mean contrast and of a 
 BLOCKS             64         whose energies are looked at at once; half as many are noise in the steps: at 12 px a twentieth
                               further off
 REAL, SEEN         10,000,    real samples that are kept, and those of them that are sorted, others each time: thrice a batch
-                   4096
+                   3072
 RATE               0.007      Adam, for b; 0.9 of it for C, 0.3 for R (and for C no more buys less), the usual size of W times it for
                               W; 0.01 makes buildings too loud at 12 px, 0.005 is slower
 AVERAGED           0.95       decay of the average of the weights that is kept, over the last two fifths
@@ -88,7 +88,7 @@ MOMENTUM = (0.5, 0.99)
 AVERAGED, FROM = 0.95, 0.6
 SIZE = 700_000
 FEWEST_STEPS, A_STEP = 80, 6  # no more steps than one for so many samples
-REAL, SEEN = 10_000, 4096
+REAL, SEEN = 10_000, 3072
 WINDOWS = (2, 3, 4, 6, 8, 8)  # pixels a side; and the whole image, as often as two of these (four at 8 px)
 PATCHES = (1, 1, 2, 2, 3)  # patches a side; and all, once
 BLOCKS = 64
