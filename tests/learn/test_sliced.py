@@ -165,15 +165,18 @@ def test_a_quarter_of_the_directions_are_of_coarser_bands_and_a_quarter_of_the_n
 
 def test_more_samples_than_are_sorted_and_fewer_than_take_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sliced, "REAL", 500)
-    turned = []
+    turned: list[Tensor] = []
     turn = sliced._Views.turn
     monkeypatch.setattr(
-        sliced._Views, "turn", lambda self, *rest: (turned.append(self.real.shape[2]), turn(self, *rest))[1]
+        sliced._Views, "turn", lambda self, *rest: (turned.append(self.real[0, 0]), turn(self, *rest))[1]
     )
     x = pictures(1500)
+    x = x[x[:, 0, 0].argsort()]  # as from folders
     start = learn_first_level(x, torch.Generator().manual_seed(0))
     found = sliced.descend(x, replace(start), torch.Generator().manual_seed(1), 1)
-    assert set(turned) == {500}
+    assert {len(first) for first in turned} == {500}
+    assert float(turned[0][:250].mean()) == pytest.approx(float(turned[0][250:].mean()), abs=0.3)
+    assert float(turned[0].std()) == pytest.approx(float(x[:, 0, 0].std()), rel=0.1)
     assert len(turned) == -(-max(sliced.FEWEST_STEPS, 1500 // sliced.A_STEP) // sliced.REUSED)
     assert not found.V.requires_grad
 
