@@ -26,8 +26,8 @@ of projections, stay in float32.
 
 A patch's part of V_1 has few directions, its features' and the loudness's (:func:`forwardsr.learn.copula.factors`): it stays the
 product of these R and of what its neurons make of them, C, and takes a third of the products that V_1 takes whole. At 12 px in
-colour that, and no more latents than :data:`forwardsr.learn.copula.LATENTS`, halve the time; the distances of 12 px are the same, what is
-finest in the pictures doubled is a thirtieth further off.
+colour that, and no more latents than :data:`forwardsr.learn.copula.LATENTS`, halve the time; the distances of 12 px are the
+same, what is finest in the pictures doubled is a thirtieth further off.
 
 What limits the descent is the noise of the drawn samples' quantiles, so these samples are no independent ones: z come in pairs
 :math:`\pm z`, and as many of a half as z has numbers at right angles (:mod:`forwardsr.learn.even`). Faces at 12 px are then in 250
@@ -53,8 +53,8 @@ BLOCKS             64         whose energies are looked at at once; half as many
                               further off
 REAL, SEEN         10,000,    real samples that are kept, and those of them that are sorted, others each time: thrice a batch
                    3072
-RATE               0.007      Adam, for b; 0.9 of it for C (a third of that is a fiftieth further off), 0.3 for R, and the usual size of W
-                              times it for W; 0.01 makes buildings too loud at 12 px, 0.005 is slower
+RATE               0.007      Adam, for b; 0.9 of it for C (a third of that is a fiftieth further off), 0.3 for R, and the usual size
+                              of W times it for W; 0.01 makes buildings too loud at 12 px, 0.005 is slower
 AVERAGED           0.95       decay of the average of the weights that is kept, over the last two fifths
 FEWEST_STEPS,      80, 6      from 250 samples to 4000 no more steps than one for two has hurt held-out samples: this saves time
 A_STEP
