@@ -1,7 +1,8 @@
 """What a head start is worth: ``joint`` from a ``minmax`` run beside plain ``joint``, by images seen (docs/photographs.md).
 
     python benchmarks/head_start.py faces PLAIN FROM_MINMAX [PLAIN FROM_MINMAX ...]     # runs, a pair a seed
-    python benchmarks/head_start.py faces                                               # the table, from what was kept
+    python benchmarks/head_start.py faces - FROM_MINMAX ...     # beside the plain run of the same seed that was kept; no figure
+    python benchmarks/head_start.py faces                       # the table, from what was kept
 
 Keeps the logged distances in ``benchmarks/results/head-start-NAME.json``, draws them and samples of the first pair in
 ``docs/photographs-head-start-NAME.png`` and prints the table. The score is the mean logarithm of distance over floor, over all levels
@@ -30,6 +31,7 @@ SHOWN = (1024, 8192, 20_000, 40_000, 80_000, 120_000)  # images of the table's c
 DRAWN = (10_000, 40_000, 80_000)  # images of the figure's strips
 TILES = 14
 NAMES = ("joint", "joint from minmax")
+KEPT_RUN = Path("-")
 KEPT = ("images", "seconds", "score", "sides", "standardised", "raw")
 
 
@@ -99,12 +101,16 @@ def main(name: str, runs: list[Path]) -> None:
     """Keep and draw, where there are runs; print."""
     kept = ROOT / "benchmarks" / "results" / f"head-start-{name}.json"
     if runs:
-        pairs = [
-            {"seed": Run.read(plain).config["seed"], "plain": curve(plain), "started": curve(started)}
-            for plain, started in zip(runs[::2], runs[1::2], strict=True)
-        ]
+        before = {pair["seed"]: pair["plain"] for pair in json.loads(kept.read_text())} if kept.exists() else {}
+        pairs = []
+        for plain, started in zip(runs[::2], runs[1::2], strict=True):
+            seed = Run.read(started).config["seed"]
+            pairs.append(
+                {"seed": seed, "plain": before[seed] if plain == KEPT_RUN else curve(plain), "started": curve(started)}
+            )
         kept.write_text(json.dumps(pairs, indent=1) + "\n")
-        save(figure(pairs, *runs[:2]), ROOT / "docs" / f"photographs-head-start-{name}.png")
+        if KEPT_RUN not in runs:
+            save(figure(pairs, *runs[:2]), ROOT / "docs" / f"photographs-head-start-{name}.png")
     table(json.loads(kept.read_text()))
 
 
