@@ -25,8 +25,8 @@ all large products are computed in it, the network's and those with views, and p
 of projections, stay in float32.
 
 A patch's part of V_1 has few directions, its features' and the loudness's (:func:`forwardsr.learn.copula.factors`): it stays the
-product of these R and of what its neurons make of them, C, and takes a third of the products that V_1 takes whole. At 12 px in
-colour that, and no more latents than :data:`forwardsr.learn.copula.LATENTS`, halve the time; the distances of 12 px are the
+product of these R and of what its neurons make of them, C, in little more than a third of the products that V_1 takes whole. At
+12 px in colour that, and no more latents than :data:`forwardsr.learn.copula.LATENTS`, halve the time; the distances of 12 px are the
 same, what is finest in the pictures doubled is a thirtieth further off.
 
 What limits the descent is the noise of the drawn samples' quantiles, so these samples are no independent ones: z come in pairs
