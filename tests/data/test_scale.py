@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from forwardsr.data.scale import blur_matrix, double, halve, of_blurred, of_doubled, of_finest
+from forwardsr.data.scale import blur_matrix, double, halve, of_blurred, of_doubled_finest, of_finest
 
 
 def images(n: int, side: int) -> Tensor:
@@ -33,12 +33,21 @@ def test_blurring_is_the_mirrored_binomial_filter() -> None:
     torch.testing.assert_close(double(x), torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize(
-    ("weights", "seen", "side"),
-    [(of_finest, lambda x: x - double(halve(x)), 8), (of_doubled, double, 16), (of_blurred, blurred, 8)],
-)
-def test_weights_of_what_is_seen(
-    weights: Callable[[Tensor], Tensor], seen: Callable[[Tensor], Tensor], side: int
+def finest(x: Tensor) -> Tensor:
+    return x - double(halve(x))
+
+
+def test_weights_of_what_is_finest() -> None:
+    x, theta = images(5, 8), images(4, 8).flip(-1)
+    torch.testing.assert_close(of_finest(theta).flatten(1) @ x.flatten(1).T, theta.flatten(1) @ finest(x).flatten(1).T)
+
+
+@pytest.mark.parametrize(("weights", "seen"), [(of_blurred, blurred), (of_doubled_finest, lambda x: finest(double(x)))])
+def test_weights_of_what_is_seen_in_a_window(
+    weights: Callable[[Tensor, Tensor, int], Tensor], seen: Callable[[Tensor], Tensor]
 ) -> None:
-    x, theta = images(5, 8), images(4, side).flip(-1)
-    torch.testing.assert_close(weights(theta).flatten(1) @ x.flatten(1).T, theta.flatten(1) @ seen(x).flatten(1).T)
+    x, theta = images(5, 8), images(4, 3)
+    corners = torch.tensor([[0, 0], [5, 5], [1, 4], [3, 2]])
+    for own, (y, column), found in zip(theta, corners.tolist(), weights(theta, corners, 8)):
+        expected = (seen(x)[:, :, y : y + 3, column : column + 3] * own).sum((1, 2, 3))
+        torch.testing.assert_close((found * x).sum((1, 2, 3)), expected)

@@ -9,7 +9,7 @@ from torch import Tensor
 from forwardsr.data.pyramid import fold, unfold
 from forwardsr.data.scale import double, halve
 from forwardsr.learn import innovation_law
-from forwardsr.learn.innovation_law import RISE, STEP, _views, choose_law
+from forwardsr.learn.innovation_law import RISE, _views, choose_law
 from forwardsr.learn.innovations import details
 
 GRID, N, Q = 6, 2048, 9
@@ -42,7 +42,7 @@ def test_the_law_that_made_the_images_is_found(typical: float, rise: float) -> N
         return torch.zeros(len(at), N, 48)[:, some]
 
     silence, found = choose_law(real, expected, other, ALONE, power, D, 3, 4, torch.Generator().manual_seed(1))
-    assert silence + found == pytest.approx(typical, abs=2.5 * STEP)
+    assert silence + found == pytest.approx(typical, abs=0.25)
     assert abs(RISE.index(found) - RISE.index(rise)) <= 1
     assert sorted((s.start, s.stop) for s in seen) == [(i * N // 4, (i + 1) * N // 4) for i in range(4)]
 
@@ -70,8 +70,8 @@ def test_what_is_predicted_counts() -> None:
         )
         for base, share in ((torch.zeros_like(real), 1.0), (known, 0.5))
     )
-    assert alone == pytest.approx(-0.7, abs=1.5 * STEP)
-    assert half < alone - 3 * STEP
+    assert alone == pytest.approx(-0.7, abs=0.15)
+    assert half < alone - 0.3
 
 
 def test_what_is_predicted_and_the_activity_are_of_the_same_samples() -> None:
@@ -93,7 +93,7 @@ def test_what_is_predicted_and_the_activity_are_of_the_same_samples() -> None:
         4,
         torch.Generator().manual_seed(1),
     )
-    assert silence + rise == pytest.approx(-0.3, abs=2.5 * STEP)
+    assert silence + rise == pytest.approx(-0.3, abs=0.25)
 
 
 def test_noise_is_turned_as_the_network_turns_it() -> None:
@@ -109,7 +109,7 @@ def test_noise_is_turned_as_the_network_turns_it() -> None:
         y @ D.T, lambda at, some: torch.zeros(len(at), N, 48)[:, some], torch.ones_like(M), root, y.square().mean(1), D, 3, 4,
         torch.Generator().manual_seed(1),
     )  # fmt: skip
-    assert silence + rise == pytest.approx(-0.9, abs=1.5 * STEP)
+    assert silence + rise == pytest.approx(-0.9, abs=0.15)
 
 
 def test_directions_are_contrasts_in_squares_of_the_window_of_what_is_finest(monkeypatch: pytest.MonkeyPatch) -> None:

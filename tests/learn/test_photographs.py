@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from forwardsr.data.pyramid import Pyramid, pool, unfold
 from forwardsr.errors import UserError
@@ -20,7 +21,7 @@ from forwardsr.learn.innovations import (
 from forwardsr.learn.photographs import learn_photographs
 from forwardsr.learn.sliced import render
 from forwardsr.learn.stream import Stream
-from forwardsr.learn.upsampling import learn_upsampling
+from forwardsr.learn.upsampling import Moments, Upsampling, learn_upsampling
 from forwardsr.learn.windows import gather, window
 from forwardsr.learning_photographs import patch_side
 from forwardsr.measure.novelty import novelty
@@ -157,6 +158,13 @@ def test_few_samples_shrink_correlations_and_many_do_not() -> None:
     torch.testing.assert_close(shrunk_correlation(unit[1]), truth, atol=0.03, rtol=0)
 
 
+def upsampled(chunks: list[tuple[Tensor, Tensor]], parents: Tensor, kinds: Tensor) -> Upsampling:
+    moments = Moments(parents, *(x[:, :50].mean(1) for x in chunks[0]))
+    for x, y in chunks:
+        moments.add(x, y)
+    return learn_upsampling(moments, kinds)
+
+
 def test_upsampling_finds_a_linear_map_and_shares_it_where_all_patches_agree() -> None:
     g = torch.Generator().manual_seed(0)
     parents, kinds = window(2)
@@ -165,8 +173,7 @@ def test_upsampling_finds_a_linear_map_and_shares_it_where_all_patches_agree() -
     shared = torch.randn(16, 20, 5, generator=g)[kinds]
     for B, expect_sharing in ((own, False), (shared, True)):
         y = gather(x, parents) @ B + 1.0 + 0.05 * torch.randn(16, 600, 5, generator=g)
-        chunks = [(x[:, :250], y[:, :250]), (x[:, 250:], y[:, 250:])]
-        up = learn_upsampling(chunks, parents, kinds, x[:, :50].mean(1), y[:, :50].mean(1))
+        up = upsampled([(x[:, :250], y[:, :250]), (x[:, 250:], y[:, 250:])], parents, kinds)
         # On a 4 x 4 grid every patch is of a kind of its own, so shared and own solutions coincide.
         assert float((up.B - B).norm() / B.norm()) < 0.02, expect_sharing
         torch.testing.assert_close(up.mean, y.mean(1), atol=1e-4, rtol=0)
@@ -179,10 +186,10 @@ def test_sharing_is_chosen_on_held_out_samples() -> None:
     x = torch.randn(16, 300, 4, generator=g)
     B = torch.randn(16, 16, 4, generator=g)[kinds]
     noisy = gather(x, parents) @ B + 2.0 * torch.randn(64, 300, 4, generator=g)
-    shared = learn_upsampling([(x, noisy)], parents, kinds, x.mean(1), noisy.mean(1))
+    shared = upsampled([(x, noisy)], parents, kinds)
     assert shared.sharing >= 1.0
     apart = gather(x, parents) @ torch.randn(64, 16, 4, generator=g)
-    own = learn_upsampling([(x, apart)], parents, kinds, x.mean(1), apart.mean(1))
+    own = upsampled([(x, apart)], parents, kinds)
     assert own.sharing <= 1e-2
     assert own.errors[own.sharing] < 0.2 * own.errors[float("inf")]
 
@@ -196,7 +203,7 @@ def test_few_samples_ask_for_a_larger_ridge(monkeypatch: pytest.MonkeyPatch) -> 
     y = gather(x, parents) @ B + 15.0 * torch.randn(16, 160, 20, generator=g)
 
     def off() -> float:
-        up = learn_upsampling([(x, y)], parents, kinds, x.mean(1), y.mean(1))
+        up = upsampled([(x, y)], parents, kinds)
         found = gather(fresh - up.below[:, None], parents) @ up.B + up.mean[:, None]
         return float((found - gather(fresh, parents) @ B).square().mean())
 

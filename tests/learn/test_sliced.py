@@ -25,8 +25,8 @@ def pictures(n: int, seed: int = 0) -> Tensor:
 def apart(level: FirstLevel, x: Tensor) -> list[float]:
     """The three distances of fresh samples, in views that no descent has seen."""
     generator = torch.Generator().manual_seed(7)
-    views = sliced._Views(x.permute(1, 2, 0), level, 1)
-    views.turn(4000, 300, generator)
+    views = sliced._Views(x.permute(1, 2, 0), level, 1, 4000)
+    views.turn(300, generator)
     _, drawn = sliced.render(level, torch.randn(4000, level.V.shape[2], generator=generator))
     return [float(distance) for distance in views.distances(drawn.mT)]
 
@@ -94,16 +94,6 @@ def test_the_distance_of_rows_and_its_gradient_are_those_of_a_sort() -> None:
     torch.testing.assert_close(slope.sum(1), other.sum(1), rtol=0.1, atol=1e-2)
 
 
-def test_numbers_are_put_in_order_by_their_first_half() -> None:
-    x = torch.randn(20, 5000, generator=torch.Generator().manual_seed(0))
-    order = sliced._argsort(x)
-    assert torch.equal(order.sort(1).values, torch.arange(5000).expand(20, -1))
-    rows = x.gather(1, order)
-    assert float(((rows.sort(1).values - rows).abs() / rows.abs()).max()) < 2**-7
-    x = x.bfloat16().float()  # nothing is lost
-    assert torch.equal(x.gather(1, sliced._argsort(x)), x.sort(1).values)
-
-
 def test_steps_are_adam_s() -> None:
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (torch.randn(4, 3, generator=generator).requires_grad_() for _ in range(2))
@@ -122,8 +112,8 @@ def test_windows_are_squares_of_the_image_and_not_of_its_patches(channels: int) 
     x = torch.randn(40, 4, 16 * channels, generator=torch.Generator().manual_seed(0))
     level = FirstLevel(*[torch.zeros(4, 1, 1)] * 2, torch.zeros(4, 1), torch.zeros(4, 16 * channels),
                        torch.eye(16 * channels).expand(4, -1, -1), torch.zeros(4, 1, 1))  # fmt: skip
-    views = sliced._Views(x.permute(1, 2, 0), level, channels)
-    views.turn(40, 200, torch.Generator().manual_seed(1))
+    views = sliced._Views(x.permute(1, 2, 0), level, channels, 40)
+    views.turn(200, torch.Generator().manual_seed(1))
     weights = fold(views.theta[:104].reshape(104, 4, -1), channels)  # those of the picture itself
     assert "squares" in kinds(weights)
     on = (weights != 0).any(1)
@@ -218,26 +208,23 @@ def test_energies_are_those_of_blocks_about_their_means(channels: int) -> None:
     image = torch.randn(300, channels, 8, 8, generator=torch.Generator().manual_seed(0))
     image += 3 * torch.randn(channels, 8, 8, generator=torch.Generator().manual_seed(1))  # a mean with contrast
     x = unfold(image, 4)
-    views = sliced._Views(x.permute(1, 2, 0), learn_first_level(x, torch.Generator().manual_seed(0)), channels)
-    corners = set()
-    for turn in range(2):
-        views.turn(100, 10, torch.Generator().manual_seed(turn))
-        energy = views._energy(views.real)
-        assert energy.shape == (sliced.BLOCKS, 300)
-        for block, found in zip(sliced.blocks(8, _after_directions(channels, turn)).tolist(), energy):
-            y, column = divmod(block[0], 8)
-            inside = image[:, :, y : y + 2, column : column + 2].flatten(2)
-            about = (inside - inside.mean(2, keepdim=True)).square().sum((1, 2)) / (3 * channels)
-            torch.testing.assert_close(found, about, rtol=1e-4, atol=1e-4)
-            corners.add((y, column))
-    assert len(corners) > 36  # of 49: everywhere
-
-
-def _after_directions(channels: int, seed: int) -> torch.Generator:
-    """The state in which a turn draws its blocks."""
-    generator = torch.Generator().manual_seed(seed)
-    sliced.directions(10, channels, 8, generator)
-    return generator
+    views = sliced._Views(x.permute(1, 2, 0), learn_first_level(x, torch.Generator().manual_seed(0)), channels, 100)
+    drawn = x.permute(1, 2, 0).clone().requires_grad_()
+    energy = views._energy(drawn)
+    assert energy.shape == (49, 300)
+    pixels = image.clone().requires_grad_()
+    about = []
+    for y in range(7):
+        for column in range(7):
+            inside = pixels[:, :, y : y + 2, column : column + 2].flatten(2)
+            about.append((inside - inside.mean(2, keepdim=True)).square().sum((1, 2)) / (3 * channels))
+    torch.testing.assert_close(energy, torch.stack(about), rtol=1e-4, atol=1e-4)
+    weight = torch.rand(49, 300, generator=torch.Generator().manual_seed(2))
+    (energy * weight).sum().backward()
+    (torch.stack(about) * weight).sum().backward()
+    assert drawn.grad is not None
+    assert pixels.grad is not None
+    torch.testing.assert_close(drawn.grad.permute(2, 0, 1), unfold(pixels.grad, 4), rtol=1e-4, atol=1e-4)
 
 
 def test_quantiles_of_the_real_are_between_its_values() -> None:
@@ -251,12 +238,12 @@ def test_other_real_samples_are_looked_at_each_time(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sliced, "SEEN", 300)
     x = pictures(1500)
     level = learn_first_level(x, torch.Generator().manual_seed(0))
-    views = sliced._Views(x.permute(1, 2, 0), level, 1)
+    views = sliced._Views(x.permute(1, 2, 0), level, 1, 100)
     seen: list[Tensor] = []
     look = views._signed
     monkeypatch.setattr(views, "_signed", lambda x: (seen.append(x), look(x))[1])
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
-        views.turn(100, 4, generator)
+        views.turn(4, generator)
     assert seen[0].shape[2] == seen[1].shape[2] == 300
     assert not torch.equal(seen[0], seen[1])

@@ -54,7 +54,11 @@ def pool(images: Float[Tensor, "n c h w"], sides: Sequence[int]) -> Pyramid:
     side = images.shape[-1]
     if images.shape[-2] != side or sides[-1] != side or any(side % s for s in sides):
         raise ValueError(f"images of {tuple(images.shape[-2:])} pixels do not pool to sides {list(sides)}")
-    return Pyramid([F.avg_pool2d(images, side // s) if s != side else images for s in sides])
+    levels = [images]
+    for s in sides[-2::-1]:
+        finer = levels[-1] if levels[-1].shape[-1] % s == 0 else images  # a quarter of the numbers, where levels double
+        levels.append(F.avg_pool2d(finer, finer.shape[-1] // s))
+    return Pyramid(levels[::-1])
 
 
 class Pyramid(Sequence[Tensor]):

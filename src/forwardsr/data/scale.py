@@ -9,7 +9,7 @@ pass unchanged, and none is left in what is finest, :math:`H x = x - \uparrow\do
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -43,16 +43,25 @@ def of_finest(theta: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n s s"]:
     return theta - coarse.T @ (theta @ coarse)
 
 
-def of_doubled(theta: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n t t"]:
-    """The weights w, of half the side, with ``<w, x> = <theta, double(x)>``."""
-    up = _up(theta.shape[-1], theta)
-    return up.T @ (theta @ up)
+def of_blurred(
+    theta: Float[Tensor, "n c t t"], first: Int64[Tensor, "n 2"], side: int
+) -> Float[Tensor, "n c side side"]:
+    """The weights w with ``<w, x> = <theta, x blurred, in a window>`` for images of ``side`` pixels; ``first``: its upper left."""
+    return _through(blur_matrix(side, theta.dtype, theta.device), theta, first)
 
 
-def of_blurred(theta: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n s s"]:
-    """The weights w with ``<w, x> = <theta, x blurred>``."""
-    blur = blur_matrix(theta.shape[-1], theta.dtype, theta.device)
-    return blur.T @ (theta @ blur)
+def of_doubled_finest(
+    theta: Float[Tensor, "n c t t"], first: Int64[Tensor, "n 2"], side: int
+) -> Float[Tensor, "n c side side"]:
+    """The weights w with ``<w, x> = <theta, H double(x), in a window>``; ``first``: its upper left, in pixels of the double."""
+    up = _up(2 * side, theta)
+    return _through(up, theta, first) - _through(up @ (_down(2 * side, theta) @ up), theta, first)
+
+
+def _through(matrix: Tensor, theta: Tensor, first: Tensor) -> Tensor:
+    """``theta`` padded with zeros around its window, through a matrix along both axes."""
+    row, column = matrix[first[:, :, None] + torch.arange(theta.shape[-1], device=first.device)].unbind(1)
+    return row.mT[:, None] @ theta @ column[:, None]
 
 
 def _down(side: int, like: Tensor) -> Tensor:

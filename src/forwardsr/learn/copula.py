@@ -16,7 +16,7 @@ Six neurons a feature, with the rows :math:`(\pm V, \Gamma)` of V_1.
 * *Loudness*: the leading factors of the correlations of the normal scores' sizes, beyond those that a Gaussian copula implies.
   Some pictures have contrast everywhere and some nowhere; no Gram matrix of signed features says so.
 
-What the thresholds take from the last two is made up for by drawing (:data:`CALIBRATIONS` times). On principal components of the
+What the thresholds take from the last two is made up for by drawing once; twice is no better. On principal components of the
 whole image the copula is several times as far above the floor of the distance: the marginals of local, sparse features say more.
 Loudness brings level 1 nearer to its floor, and finer levels with it, since level 1's contrasts move their thresholds. One, three or
 five factors gain less.
@@ -32,14 +32,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forwardsr.learn.warm_start import CumulantSettings, cumulant_warm_start
-from forwardsr.sorting import argsort_rows
+from forwardsr.sorting import argsort_rows, sort_rows
 
 KNOTS = (0.0, 1.0, 2.0)
 LATENTS = 254  # of the signed features: at 12 px in colour there are 432, and the others buy nothing
 FACTORS = 2  # of loudness
-CALIBRATIONS = 2
-DRAWN = 4096  # samples that marginals are fitted to and correlations calibrated on
-TURNS = 4  # of ranks and slopes
+DRAWN = 2048  # samples that marginals are fitted to and correlations calibrated on; twice as many are no better
+TURNS = 2  # of ranks and slopes; four are no better
 WARM_SAMPLES = 6000  # the warm start takes third moments, linear in these
 SETTINGS = CumulantSettings(
     repairs=0
@@ -95,19 +94,17 @@ def learn_first_level(x: Float[Tensor, "n k d"], generator: torch.Generator) -> 
     mean = x.mean(0)
     basis = features(x - mean, d, generator)
     a = ((x - mean).transpose(0, 1) @ basis).transpose(0, 1).reshape(n, k * d)
-    order = argsort_rows(a.T.contiguous()).T
-    ranked = a.gather(0, order)
-    g = torch.empty_like(a).scatter_(0, order, normal_scores(n)[:, None].expand_as(a))
+    rows = a.T.contiguous()
+    g = torch.empty_like(rows).scatter_(1, argsort_rows(rows), normal_scores(n).expand_as(rows)).T
+    ranked = sort_rows(rows)
     wanted = shrunk_correlation(g).float()
     signed, loadings = wanted, _loadings(g)
     shared = loadings @ loadings.T
-    for _ in range(CALIBRATIONS):
-        fit, _ = _marginals(ranked, loadings.norm(dim=1))
-        drawn = _values(fit, *_latents(_root(signed), loadings, generator))
-        scores = torch.empty_like(drawn)
-        scores.scatter_(0, argsort_rows(drawn.T.contiguous()).T, normal_scores(DRAWN)[:, None].expand_as(drawn))
-        signed = _correlation(signed * _ratio(wanted, torch.corrcoef(scores.T)))
-        loadings = loadings * _ratio(shared, _loudness(scores)) ** 0.5
+    fit, _ = _marginals(ranked, loadings.norm(dim=1))
+    drawn = _values(fit, *_latents(_root(signed), loadings, generator)).T.contiguous()
+    scores = torch.empty_like(drawn).scatter_(1, argsort_rows(drawn), normal_scores(DRAWN).expand_as(drawn))
+    signed = _correlation(signed * _ratio(wanted, torch.corrcoef(scores)))
+    loadings = loadings * _ratio(shared, _loudness(scores.T)) ** 0.5
     (fit, sizes), root = _marginals(ranked, loadings.norm(dim=1)), _root(signed)
     knots, units = torch.tensor(KNOTS), 2 * len(KNOTS)
     signs = torch.cat([torch.ones(len(KNOTS)), -torch.ones(len(KNOTS))])
@@ -177,7 +174,7 @@ def _latents(root: Tensor, loadings: Tensor, generator: torch.Generator) -> tupl
 
 
 def _marginals(
-    ranked: Float[Tensor, "n p"], size: Float[Tensor, " p"]
+    ranked: Float[Tensor, "p n"], size: Float[Tensor, " p"]
 ) -> tuple[Float[Tensor, "p 7"], Float[Tensor, "p 6"]]:
     """alpha and the six slopes of every feature: the law nearest to its sorted values in Wasserstein's distance; and the slopes
     with which the neurons come nearest to the size of a - alpha.
@@ -185,10 +182,10 @@ def _marginals(
     ``size``: the deviation of h. By turns, quasi-random draws take the data's quantiles of their own ranks, and the slopes are
     fitted to these.
     """
-    n, p = ranked.shape
+    p, n = ranked.shape
     u = torch.quasirandom.SobolEngine(2, scramble=True, seed=1).draw(DRAWN, dtype=torch.float64)
     z = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).float()
-    wanted = ranked[((torch.arange(DRAWN) + 0.5) / DRAWN * n).long()].T.contiguous()
+    wanted = ranked[:, ((torch.arange(DRAWN) + 0.5) / DRAWN * n).long()]
     fit, sizes = torch.zeros(p, 7), torch.zeros(p, 6)
     for start in range(0, p, 64):
         part = slice(start, start + 64)

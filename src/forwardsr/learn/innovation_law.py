@@ -17,8 +17,9 @@ is busy.
 setting        default     reason
 =============  ==========  =======================================================================================================
 RISE           2 to 8      rho: from a gentle law, with a few innovations everywhere, to a switch
-STEP           0.1         of A + rho; the distance's minimum is some three of these wide
-START          5, -0.7     rho and A + rho where the search begins; it goes downhill from neighbour to neighbour
+STEP           0.3         of A + rho, downhill, and then to the vertex of the parabola through the lowest three: the distance is
+                           smooth in it, and so that is within 0.02 of its minimum
+START          5, -0.7     rho and A + rho where the search begins; from rho to rho on while that is nearer
 BOUNDS         -1.5, 1.5   of A + rho. Where what is predicted is too loud, as after few images, innovations so rare that no
                            direction sees them would be nearest, and each a spot; at the upper one nearly all are on
 WINDOWS        48          places that are looked at: few of them may all be of the background
@@ -31,6 +32,8 @@ SIDES          1/4 to 1    of a box, in windows: most are whole; with small ones
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -43,10 +46,11 @@ from forwardsr.learn.windows import ring
 from forwardsr.sorting import sort_rows
 
 RISE = (2.0, 3.0, 5.0, 8.0)
-STEP = 0.1
-START = (2, -7)  # the third rho, and A + rho in steps
-BOUNDS = (-15, 15)  # of A + rho, in steps
+STEP = 0.3
+START = (5.0, -0.7)
+BOUNDS = (-1.5, 1.5)  # of A + rho
 WINDOWS, SAMPLES, SHARES, DIRECTIONS = 48, 4096, 4, 128
+TOGETHER = 4  # windows whose details are drawn at once: they should stay near the processor
 SIDES = (0.25, 0.5, 1.0, 1.0, 1.0)  # of a box, in sides of a window
 
 
@@ -75,36 +79,61 @@ def choose_law(
     views = _views(channels, patch, generator)
     of_details = D.T @ views
 
-    def project(x: Tensor, weights: Tensor) -> Tensor:
-        return (x.view(-1, 4, n, x.shape[2]).transpose(1, 2).reshape(-1, 4 * x.shape[2]) @ weights.flatten(0, 1)).T
+    def sample_last(x: Float[Tensor, "p n d"]) -> Float[Tensor, "w s n"]:
+        return x.view(-1, 4, *x.shape[1:]).transpose(2, 3).flatten(1, 2)
 
-    wanted = sort_rows(project(torch.cat([real[part, some] for part, some in shares]), views))
+    def rows(projected: Float[Tensor, "w r n"]) -> Float[Tensor, "r s"]:
+        return projected.transpose(0, 1).flatten(1)
+
+    whole = views.flatten(0, 1).T
+    wanted = sort_rows(rows(torch.cat([whole @ sample_last(real[part, some]) for part, some in shares])))
     spread = wanted.std(1).clamp_min(1e-9)
-    base = project(torch.cat([expected(part, some) for part, some in shares]), views)
-    active, size = torch.cat([active[part, some] for part, some in shares]), power[at].sqrt()
     cells, around = ring(grid)[at].unique(return_inverse=True)
     z = torch.randn(len(cells), n, q, generator=generator)
-    g = sum(z[around[:, i]] @ own for i, own in enumerate(root))
-    found: dict[tuple[int, int], float] = {}
+    g = sample_last(sum(z[around[:, i]] @ own for i, own in enumerate(root)))
+    busy = sample_last(torch.cat([active[part, some] for part, some in shares])).sub_(1)
+    base = torch.cat([whole @ sample_last(expected(part, some)) for part, some in shares])
+    weights = of_details.flatten(0, 1).T * power[at].sqrt().view(-1, 1, 4 * q)
 
-    def distance(law: tuple[int, int]) -> float:
-        """Of ``law``: the index of its rho, and A + rho in steps."""
-        i, typical = law
-        if not (0 <= i < len(RISE) and BOUNDS[0] <= typical <= BOUNDS[1]):
-            return float("inf")
-        if law not in found:
-            M = STEP * typical + RISE[i] * (active - 1)
-            y = (M + g).relu_() - (M - g).relu_()
-            y *= (size / y.square().mean(1).clamp_min(1e-12).sqrt())[:, None]
-            apart = (sort_rows(base + project(y, of_details)) - wanted).abs().mean(1)
-            found[law] = float((apart / spread).mean())
-        return found[law]
+    @functools.cache
+    def distance(rise: float, typical: float) -> float:
+        """Of the law with rho = ``rise`` and A + rho = ``typical``."""
+        if not BOUNDS[0] <= typical <= BOUNDS[1]:
+            return math.inf
+        drawn = torch.empty_like(base)
+        for one in range(0, len(base), TOGETHER):
+            part = slice(one, one + TOGETHER)
+            M = torch.add(torch.tensor(typical), busy[part], alpha=rise)
+            y = (M + g[part]).relu_()
+            y -= M.sub_(g[part]).relu_()
+            size = torch.linalg.vector_norm(y, dim=2) / n**0.5
+            torch.baddbmm(base[part], weights[part] / size.clamp_min(1e-6)[:, None], y, out=drawn[part])
+        apart = sort_rows(rows(drawn)).sub_(wanted).abs_().mean(1)
+        return float((apart / spread).mean())
 
-    here, best = START, None
-    while here != best:
-        best, (i, typical) = here, here
-        here = min([best, (i, typical - 1), (i, typical + 1), (i - 1, typical), (i + 1, typical)], key=distance)
-    return STEP * best[1] - RISE[best[0]], RISE[best[0]]
+    def lowest(rise: float, typical: float) -> tuple[float, float, float]:
+        """The least distance with this rho, from ``typical`` on; A + rho, which has it; and rho."""
+        while True:
+            left, here, right = (distance(rise, typical + step) for step in (-STEP, 0.0, STEP))
+            if here <= min(left, right):
+                break
+            typical += STEP if right < left else -STEP
+        if max(left, right) < math.inf and left + right > 2 * here:
+            typical += STEP / 2 * (left - right) / (left - 2 * here + right)
+        return distance(rise, typical), typical, rise
+
+    best = lowest(*START)
+    first = RISE.index(START[0])
+    for others in (RISE[first + 1 :], RISE[first - 1 :: -1]):
+        before = best
+        for rise in others:
+            tried = lowest(rise, best[1])
+            if tried >= best:
+                break
+            best = tried
+        if best != before:  # and the other way is uphill
+            break
+    return best[1] - best[2], best[2]
 
 
 def _views(channels: int, patch: int, generator: torch.Generator) -> Float[Tensor, "4 d r"]:

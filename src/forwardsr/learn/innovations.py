@@ -31,13 +31,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from forwardsr.learn.innovation_law import choose_law
-from forwardsr.learn.windows import KINDS, gather
+from forwardsr.learn.windows import KINDS, gather, through
 from forwardsr.sorting import sort_rows
 
 ENERGY = 0.99  # of the residual, that the details kept must hold
 TYPICAL = -0.7  # M at which correlations are mapped
 RIDGE = 0.05  # of the activity's regression, in mean squares of the contrasts
-TURNS = 2  # of the regression and its weights; four are no better
+TURNS = (4, 1)  # of the regression and its weights, and which part of the rows they are of; two more are no better
 SMOOTH = 0.15  # activity, relative to its mean, below which patches are equally smooth
 PAIRED = 60_000  # patches the correlations are taken over
 ROWS = 20_000  # patches a kind's regression looks at
@@ -52,10 +52,9 @@ def _phi(t: Tensor) -> Tensor:
 def mean_square(M: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """``E [(M + g)_+ - (M - g)_+]^2`` for a standard Gaussian g."""
     t = M.abs()
-    tail, density = torch.special.ndtr(-t), _phi(t)
-    sparse = 2 * ((1 + t * t) * tail - t * density)
-    dense = 4 * (1 - 2 * tail - 2 * t * density) + 2 * ((1 + t * t) * tail + 3 * t * density)
-    return torch.where(M < 0, sparse, dense)
+    tail = torch.special.ndtr(-t)
+    sparse = (1 + t * t).mul_(tail).sub_(t.mul_(_phi(t))).mul_(2)
+    return sparse.add_((M > 0) * (4 - 8 * tail))  # dense, where M > 0
 
 
 @functools.cache
@@ -135,10 +134,7 @@ def learn_innovations(
     slope, level = _activity(contrast / average[:, None], y, parents, kinds, generator)
     own = slope[kinds].view(j, parents.shape[1], -1, q) / average[parents][..., None]
     own = own.reshape(j, -1, q)
-    active, rolled = (
-        torch.cat([gather(x, parents[i : i + 32]) @ own[i : i + 32] for i in range(0, j, 32)]) + level[kinds][:, None]
-        for x in (contrast, drawn)
-    )
+    active, rolled = (through(x, parents, own).add_(level[kinds][:, None]) for x in (contrast, drawn))
     lift, gain = _matched(rolled, active)
     root = _middle(latent_correlation(_neighbours(y / active.clamp_min(SMOOTH))))
     power = y.square().mean(1)
@@ -193,12 +189,13 @@ def _activity(
         t = (y[mine[:, None], pick].abs_() / size[mine][:, None]).flatten(0, 1)
         x = torch.cat([x, torch.ones(len(x), 1)], 1)
         weight = torch.ones(len(x), 1)
-        for _ in range(TURNS):
-            rows = x * (weight / weight.mean())
-            gram = rows.T @ x / len(x)
+        for part in TURNS:
+            some = x[::part]
+            rows = some * (weight / weight.mean())[::part]
+            gram = rows.T @ some / len(rows)
             ridge = RIDGE * gram.diagonal()[:-1].mean().clamp_min(1e-9) * torch.eye(inputs + 1)
             ridge[-1, -1] = 0
-            found = torch.linalg.solve(gram + ridge, rows.T @ t / len(x))
+            found = torch.linalg.solve(gram + ridge, rows.T @ t[::part] / len(rows))
             weight = (x @ found.mean(1, keepdim=True)).clamp_min(SMOOTH).square().reciprocal()
         slope[kind], level[kind] = found[:-1], found[-1]
     return slope, level

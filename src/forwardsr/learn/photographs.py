@@ -18,7 +18,7 @@ level)`` alone, so that one that stopped between two levels goes on from the sta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,8 +32,8 @@ from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import Innovations, learn_innovations
 from forwardsr.learn.sliced import learn_first_level_sliced
 from forwardsr.learn.stream import Stream, mix
-from forwardsr.learn.upsampling import learn_upsampling
-from forwardsr.learn.windows import gather, ring, window
+from forwardsr.learn.upsampling import Moments, learn_upsampling
+from forwardsr.learn.windows import ring, through, window
 from forwardsr.model.innovation_generator import InnovationGenerator
 
 State = dict[str, Tensor]
@@ -89,6 +89,7 @@ def learn_photographs(
     total = len(sides)
     sample = _sample(stream, total, seed)
     contrast: Tensor | None = None
+    moments: list[Moments] = []
     for l in range(total):
         random = torch.Generator().manual_seed(mix(seed, l))
         start = time.monotonic()
@@ -101,9 +102,10 @@ def learn_photographs(
             )
         elif not done:
             assert contrast is not None
+            moments = moments or _moments(stream, l, sample)  # of this level and all finer ones, from one pass
             metrics = _finer_stage(
                 state,
-                stream,
+                moments.pop(0),
                 l,
                 [x[:, :n] for x in sample[: l + 1]],
                 contrast[:, :n],
@@ -146,24 +148,28 @@ def _first_stage(state: State, found: FirstLevel, samples: int) -> dict[str, flo
     return {"samples": float(samples), "channels": float(found.W.shape[2])}
 
 
+def _moments(stream: Stream, first: int, sample: list[Tensor]) -> list[Moments]:
+    """What super-resolution from level ``first - 1`` to ``first`` (0-based), and so on, is learned from: all samples."""
+    mean, sides = [x.mean(1) for x in sample], [round(len(x) ** 0.5) for x in sample]
+    found = [Moments(window(sides[l - 1])[0], mean[l - 1], mean[l]) for l in range(first, len(sample))]
+    for chunk in stream.chunks(stream.available(2**62), len(sample), salt=2):
+        for l, own in enumerate(found, start=first):
+            own.add(chunk[l - 1], chunk[l])
+    return found
+
+
 def _finer_stage(
-    state: State, stream: Stream, l: int, sample: list[Tensor], contrast: Tensor, channels: int, innovation: float,
+    state: State, moments: Moments, l: int, sample: list[Tensor], contrast: Tensor, channels: int, innovation: float,
     random: torch.Generator,
 ) -> dict[str, float]:  # fmt: skip
-    d = stream.sizes[l][1]
-    parents, kinds = window(round(stream.sizes[l - 1][0] ** 0.5))
-    grid = round(stream.sizes[l][0] ** 0.5)
+    d, grid = sample[l].shape[2], round(len(sample[l]) ** 0.5)
+    parents, kinds = window(round(len(sample[l - 1]) ** 0.5))
     around = ring(grid)
-
-    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        for chunk in stream.chunks(stream.available(2**62), l + 1, salt=2):
-            yield chunk[l - 1], chunk[l]
-
-    up = learn_upsampling(chunks(), parents, kinds, sample[l - 1].mean(1), sample[l].mean(1))
+    up = learn_upsampling(moments, kinds)
     F = _features(sample[l] - up.mean[:, None], random)
     state |= {f"B{l + 1}.": up.B, f"below{l + 1}.": up.below, f"F{l + 1}.": F, f"mean{l + 1}": up.mean}
     state[f"parents{l + 1}"], state[f"around{l + 1}"] = parents, around
-    predicted = gather(sample[l - 1] - up.below[:, None], parents) @ up.B
+    predicted = through(sample[l - 1] - up.below[:, None], parents, up.B)
     residual = sample[l] - up.mean[:, None] - predicted
     below, drawn = _drawn(state, l, contrast.shape[1], channels, random)
     own = learn_innovations(
@@ -171,7 +177,7 @@ def _finer_stage(
         sample[l] - up.mean[:, None],
         contrast,
         drawn,
-        lambda at, some: gather(below[:, some] - up.below[:, None], parents[at]) @ up.B[at],
+        lambda at, some: through(below[:, some] - up.below[:, None], parents[at], up.B[at]),
         parents,
         kinds,
         channels,
@@ -241,9 +247,9 @@ def _contrast(state: State, l: int, sample: list[Tensor], below: Tensor | None) 
     if l == 0 or below is None:
         return ((sample[0] - state["mean1"][:, None]) @ state["basis1."]).abs()
     parents, B = state[f"parents{l + 1}"], state[f"B{l + 1}."]
-    predicted = gather(sample[l - 1] - state[f"below{l + 1}."][:, None], parents) @ B
+    predicted = through(sample[l - 1] - state[f"below{l + 1}."][:, None], parents, B)
     D = state[f"D{l + 1}."]
     y = (sample[l] - state[f"mean{l + 1}"][:, None] - predicted) @ D / state[f"scale{l + 1}."].clamp_min(1e-9)[:, None]
-    M = gather(below, parents) @ state[f"slope{l + 1}."] - state[f"b{l + 1}"][:, None, -D.shape[1] :]
+    M = through(below, parents, state[f"slope{l + 1}."]) - state[f"b{l + 1}"][:, None, -D.shape[1] :]
     seen = torch.where(M > 0, torch.maximum(2 * M, y.abs()), y.abs())
     return torch.cat([(predicted @ state[f"F{l + 1}."]).abs(), seen], 2)

@@ -49,8 +49,6 @@ CONTRAST, ENERGY   0.15,      c_A, and c_F a pixel of the image: 0.013 at 8 px, 
                    2e-4       buildings are a twentieth further off, with twice c_F faces' finest band is nearer, all else further
 SMALL, QUIET       0.01,      epsilon_A, epsilon_F, of a mean contrast and of a mean energy: below it a patch is smooth, however
                    0.03       much
-BLOCKS             64         whose energies are looked at at once; half as many are noise in the steps: at 12 px a twentieth
-                              further off
 REAL, SEEN         10,000,    real samples that are kept, and those of them that are sorted, others each time: thrice a batch
                    3072
 RATE               0.007      Adam, for b; 0.9 of it for C (a third of that is a fiftieth further off), 0.3 for R, and the usual size
@@ -70,19 +68,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from forwardsr.data.pyramid import fold
-from forwardsr.data.scale import of_blurred, of_doubled, of_finest
+from forwardsr.data.scale import of_blurred, of_doubled_finest
 from forwardsr.learn.adversarial import average
 from forwardsr.learn.copula import FirstLevel, factors, learn_first_level
 from forwardsr.learn.even import even, rotation
-from forwardsr.sorting import sort_rows
+from forwardsr.sorting import argsort_rows, sort_rows
 
-STEPS, BATCH = 540, 1024
-SLICES, SIZES, REUSED = 400, 120, 5
+STEPS, BATCH = 480, 512
+SLICES, SIZES, REUSED = 400, 120, 3
 CONTRAST, ENERGY = 0.15, 2e-4
 RATE = 0.007
 MOMENTUM = (0.5, 0.99)
@@ -92,7 +90,6 @@ FEWEST_STEPS, A_STEP = 80, 6  # no more steps than one for so many samples
 REAL, SEEN = 10_000, 3072
 WINDOWS = (2, 3, 4, 6, 8, 8)  # pixels a side; and the whole image, as often as two of these (four at 8 px)
 PATCHES = (1, 1, 2, 2, 3)  # patches a side; and all, once
-BLOCKS = 64
 BAND, BAND_WINDOW = 0.24, 7
 SMALL, QUIET = 0.01, 0.03
 FITTED = 8192  # samples that the contrasts are fitted to
@@ -122,7 +119,7 @@ class _Patches(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, C: Tensor, R: Tensor, W: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
         z, C, R, W, b = (t.to(dtype) for t in (z, C, R, W, b))
-        g = R @ z.T.expand(len(R), -1, -1)
+        g = (R.flatten(0, 1) @ z.T).view(*R.shape[:2], -1)
         h = C @ g
         s = h.new_empty(*h.shape[:2], 2 * len(z))
         torch.sub(h, b[..., None], out=s[..., : len(z)])
@@ -139,8 +136,8 @@ class _Patches(torch.autograd.Function):
         torch.ops.aten.threshold_backward.grad_input(of_s, s, 0, grad_input=of_s)
         of_b = -of_s.sum(2, dtype=torch.float32)
         of_h = of_s[..., : len(z)].sub_(of_s[..., len(z) :])
-        of_R = (C.mT @ of_h) @ z.expand(len(s), -1, -1)
-        return None, (of_h @ g.mT).float(), of_R.float(), (of_x @ s.mT).float(), of_b, None
+        of_R = (C.mT @ of_h).flatten(0, 1) @ z
+        return None, (of_h @ g.mT).float(), of_R.view(*g.shape[:2], -1).float(), (of_x @ s.mT).float(), of_b, None
 
 
 def _apart(rows: Float[Tensor, "s n"], quantiles: Float[Tensor, "s n"], unit: Float[Tensor, " s"]) -> Tensor:
@@ -153,26 +150,45 @@ class _Apart(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, quantiles: Tensor, unit: Tensor) -> Tensor:
-        order = _argsort(rows)
-        over = rows.gather(1, order) - quantiles
-        ctx.save_for_backward(order, over.sign() / (unit[:, None] * over.numel()))
-        return (over.abs().mean(1) / unit).mean()
+        order = argsort_rows(rows)
+        over = rows.gather(1, order).sub_(quantiles)
+        ctx.save_for_backward(order, over, unit)
+        return (over.norm(p=1, dim=1) / unit).sum() / over.numel()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        order, slope = ctx.saved_tensors
-        return (gradients[0] * torch.empty_like(slope).scatter_(1, order, slope)), None, None
+        order, over, unit = ctx.saved_tensors
+        slope = over.sign_().mul_((gradients[0] / (unit * over.numel()))[:, None])
+        return torch.empty_like(slope).scatter_(1, order, slope), None, None
 
 
-def _argsort(rows: Float[Tensor, "s n"]) -> Tensor:
-    """The order of every row of at most 2^16 numbers, by the first half of their 32 bits (to one part in 128): number and place in
-    one integer, which NumPy sorts in a fifth of the time of its argsort, and that in a third of PyTorch's.
+class _Energy(torch.autograd.Function):
+    """Of all blocks of 2 x 2 pixels about their means, ``(c, s, s, n)`` to ``((s - 1)^2, n)``: a contrast of a colour, the sum of
+    squares less four times the mean's, over 3 c.
     """
-    assert rows.shape[1] <= 1 << 16
-    bits = rows.view(torch.int32)
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).bitwise_and_(-65536)
-    keys.bitwise_or_(torch.arange(rows.shape[1], dtype=torch.int32)).numpy().sort(axis=1)
-    return keys.bitwise_and_(0xFFFF).long()
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor) -> Tensor:
+        total = _summed(image)
+        ctx.save_for_backward(image, total)
+        return ((_summed(image.square().sum(0)) - total.square().sum(0) / 4) / (3 * len(image))).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        image, total = ctx.saved_tensors
+        of_energy = gradients[0].view(total.shape[1:]) * (2 / (3 * len(image)))
+        return image * _spread(of_energy) - _spread(total * (of_energy / 4))
+
+
+def _summed(x: Float[Tensor, "*c s s n"]) -> Float[Tensor, "*c t t n"]:
+    """Over every block of 2 x 2 pixels, t = s - 1."""
+    rows = x[..., 1:, :, :] + x[..., :-1, :, :]
+    return rows[..., 1:, :] + rows[..., :-1, :]
+
+
+def _spread(x: Float[Tensor, "*c t t n"]) -> Float[Tensor, "*c s s n"]:
+    """To every pixel the sum over the blocks that hold it."""
+    return _summed(functional.pad(x, (0, 0, 1, 1, 1, 1)))
 
 
 @torch.no_grad()
@@ -194,7 +210,7 @@ def descend(
     ease = math.sqrt(min(1.0, SIZE / start.V.numel()))
     steps, half = min(round(steps * ease), max(FEWEST_STEPS, n // A_STEP)), round(BATCH * ease / 2)
     x = x[torch.randperm(n, generator=generator)[:REAL]]
-    views = _Views(x.permute(1, 2, 0), start, channels, dtype)
+    views = _Views(x.permute(1, 2, 0), start, channels, 2 * half, dtype)
     first, last = (rotation(m, generator).to(dtype) for _ in range(2))
     moving = [t.clone().requires_grad_() for t in (*factors(start.V), start.W, start.b, start.mean)]
     size, spread = float(start.W.abs().mean()), float(x.std())
@@ -203,7 +219,7 @@ def descend(
     kept: list[Tensor] = []
     for step in range(steps):
         if step % REUSED == 0:
-            views.turn(2 * half, SLICES, generator)
+            views.turn(SLICES, generator)
         C, R, W, b, mean = moving
         z = even(half, first, last, generator)
         drawn = mean[..., None] + _Patches.apply(z, C, R, W, b, dtype)  # type: ignore[no-untyped-call]
@@ -243,54 +259,65 @@ class _Views:
     """One-dimensional views of images in patches, patch first and image last, and the real samples' distributions in them."""
 
     def __init__(
-        self, x: Float[Tensor, "k d n"], start: FirstLevel, channels: int, dtype: torch.dtype = torch.float32
+        self,
+        x: Float[Tensor, "k d n"],
+        start: FirstLevel,
+        channels: int,
+        drawn: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         k, d, _ = x.shape
-        self.basis, self.mean, self.dtype = start.basis.mT.contiguous(), start.mean[..., None], dtype
+        self.n, self.dtype = drawn, dtype
         self.place = fold(torch.arange(k * d, dtype=torch.float64).view(1, k, d), channels)[0].long()  # of every pixel
         self.grid, self.pixels = math.isqrt(k), k * d // channels
-        self.real, self.centre = x.contiguous(), x.mean(2, keepdim=True)
-        size = (self.basis @ (x - self.mean)).abs()
-        self.usual = size.mean(2, keepdim=True).clamp_min(1e-9)
-        self.contrast = (size / self.usual).to(dtype)
+        self.centre = x.mean(2, keepdim=True)
+        self.real = x - self.centre
+        self.basis = start.basis.mT
+        self.level = self.basis @ (self.centre - start.mean[..., None])
+        usual = self._contrast(self.real).mean(2, keepdim=True).clamp_min(1e-9)
+        self.basis, self.level = (self.basis / usual).contiguous(), self.level / usual
+        self.contrast = self._contrast(self.real).to(dtype)
+        energy = self._energy(x)
+        self.loud = energy.mean(1, keepdim=True).clamp_min(1e-12)
+        self.energies = _quantiles((energy / self.loud + QUIET).log_(), drawn)
 
-    def turn(self, n: int, slices: int, generator: torch.Generator) -> None:
-        """Other views, and the quantiles of the real samples' projections that ``n`` drawn ones are held to."""
+    def turn(self, slices: int, generator: torch.Generator) -> None:
+        """Other views, and the quantiles of real samples' projections that drawn ones are held to."""
         channels, side, _ = self.place.shape
         theta = torch.empty(slices, self.place.numel())
         theta[:, self.place.flatten()] = directions(slices, channels, side, generator).flatten(1)
         self.theta = theta.to(self.dtype)
-        self.blocks = self.place.flatten(1)[:, blocks(side, generator)]
-        omega = torch.empty(SIZES, self.grid, self.grid, self.basis.shape[1]).exponential_(generator=generator)
+        omega = -torch.rand(SIZES, self.grid, self.grid, self.basis.shape[1], generator=generator).neg_().log1p_()
         omega *= boxes(SIZES, self.grid, [*PATCHES, self.grid], generator)[..., None]
         self.omega = (omega / omega.sum((1, 2, 3), keepdim=True)).reshape(SIZES, -1).to(self.dtype)
         first = int(torch.randint(max(1, self.real.shape[2] - SEEN + 1), (), generator=generator))
         some = slice(first, first + SEEN)  # of samples in random order
-        self.signed = _quantiles(self._signed(self.real[..., some]), n)
-        self.unit = (self.signed.norm(dim=1) / n**0.5).clamp_min(1e-9)
-        self.sizes = _quantiles(self._sizes(self.contrast[..., some]), n)
-        energy = self._energy(self.real[..., some])
-        self.loud = energy.mean(1, keepdim=True).clamp_min(1e-12)
-        self.energies = _quantiles((energy / self.loud + QUIET).log_(), n)
+        self.signed = _quantiles(self._signed(self.real[..., some]), self.n)
+        self.unit = (self.signed.norm(dim=1) / self.n**0.5).clamp_min(1e-9)
+        self.sizes = _quantiles(self._sizes(self.contrast[..., some]), self.n)
 
-    def _signed(self, x: Float[Tensor, "k d n"]) -> Float[Tensor, "s n"]:
-        return (self.theta @ (x - self.centre).flatten(0, 1).to(self.dtype)).float()
+    def _signed(self, about: Float[Tensor, "k d n"]) -> Float[Tensor, "s n"]:
+        """Of images less the centre."""
+        return (self.theta @ about.flatten(0, 1).to(self.dtype)).float()
 
-    def _energy(self, x: Float[Tensor, "k d n"]) -> Float[Tensor, "t n"]:
-        """Of the blocks about their means, a contrast of a colour."""
-        own = x.flatten(0, 1).index_select(0, self.blocks.flatten()).view(*self.blocks.shape, -1)
-        return (own - own.mean(2, keepdim=True)).square().sum((0, 2)) / (3 * len(own))
+    def _contrast(self, about: Float[Tensor, "k d n"]) -> Float[Tensor, "k r n"]:
+        """The sizes A of features, of images less the centre."""
+        return torch.baddbmm(self.level, self.basis, about).abs()
 
     def _sizes(self, contrast: Float[Tensor, "k r n"]) -> Float[Tensor, "s n"]:
         return ((self.omega @ contrast.flatten(0, 1)).float() + SMALL).log()
 
+    def _energy(self, x: Float[Tensor, "k d n"]) -> Float[Tensor, "t n"]:
+        image = x.flatten(0, 1).index_select(0, self.place.flatten()).view(*self.place.shape, -1)
+        return _Energy.apply(image)  # type: ignore[no-untyped-call]
+
     def distances(self, drawn: Float[Tensor, "k d n"]) -> tuple[Tensor, Tensor, Tensor]:
         """The three means of the module's head, over the present views."""
-        contrast = (self.basis @ (drawn - self.mean)).abs() / self.usual
-        sizes = self._sizes(contrast.to(self.dtype))
+        about = drawn - self.centre
+        sizes = self._sizes(self._contrast(about).to(self.dtype))
         loudness = (self._energy(drawn) / self.loud + QUIET).log()
         return (
-            _apart(self._signed(drawn), self.signed, self.unit),
+            _apart(self._signed(about), self.signed, self.unit),
             _apart(sizes, self.sizes, torch.ones(len(sizes))),
             _apart(loudness, self.energies, torch.ones(len(loudness))),
         )
@@ -312,18 +339,15 @@ def boxes(n: int, side: int, sizes: list[int], generator: torch.Generator) -> Fl
 
 def directions(n: int, channels: int, side: int, generator: torch.Generator) -> Float[Tensor, "n c side side"]:
     """Gaussian weights in random windows: of the picture, of the picture blurred, and of what is finest in the picture doubled."""
-    some = round(BAND * n)
-    plain, coarse, fine = (
-        torch.randn(count, channels, size, size, generator=generator)
-        * boxes(count, size, sizes, generator)[:, None]
-        for count, size, sizes in (
-            (n - 2 * some, side, [*WINDOWS, side, side]), (some, side, [BAND_WINDOW]), (some, 2 * side, [BAND_WINDOW])
+    some, sizes, window = round(BAND * n), [*WINDOWS, side, side], min(BAND_WINDOW, side)
+    plain = torch.randn(n - 2 * some, channels, side, side, generator=generator)
+    plain *= boxes(len(plain), side, sizes, generator)[:, None]
+    coarse, fine = (
+        of(
+            torch.randn(some, channels, window, window, generator=generator),
+            torch.randint(whole - window + 1, (some, 2), generator=generator),
+            side,
         )
-    )  # fmt: skip
-    return torch.cat([plain, of_blurred(coarse), of_doubled(of_finest(fine))])
-
-
-def blocks(side: int, generator: torch.Generator) -> Int64[Tensor, "s 4"]:
-    """The pixels of random blocks of 2 x 2, of a picture of ``side`` pixels a side."""
-    y, x = torch.randint(side - 1, (2, BLOCKS, 1), generator=generator)
-    return (y + torch.tensor([0, 0, 1, 1])) * side + x + torch.tensor([0, 1, 0, 1])
+        for of, whole in ((of_blurred, side), (of_doubled_finest, 2 * side))
+    )
+    return torch.cat([plain, coarse, fine])

@@ -13,14 +13,14 @@ Rectified features (pairs :math:`(\pm a)_+` in place of a) were tried as inputs:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from forwardsr.learn.windows import KINDS, gather
+from forwardsr.learn.windows import KINDS
 
 RIDGES = (1e-3, 1e-2, 1e-1)  # of the shared solution, in mean eigenvalues; few images ask for more than regularity
 SHARING = (1e-3, 1e-2, 1e-1, 1.0, float("inf"))  # lambdas tried
@@ -42,83 +42,99 @@ class Upsampling:
     variance: float
 
 
-class _Sums:
-    def __init__(self, windows: int, patches: int, inputs: int, outputs: int, below: int) -> None:
-        self.n = 0
-        self.gram = torch.zeros(windows, inputs, inputs)
-        self.cross = torch.zeros(patches, inputs, outputs)
-        self.square = torch.zeros(patches, dtype=torch.float64)
-        self.first_in, self.first_out = torch.zeros(below, outputs), torch.zeros(patches, outputs)
+class Moments:
+    """Sums of one level over the samples that are added, chunk by chunk: of all, and of the held-out ones among them.
 
-    def add(self, x: Tensor, y: Tensor, windows: Tensor, which: Tensor) -> None:
-        self.n += x.shape[1]
-        seen = gather(x, windows)
-        self.gram.baddbmm_(seen.mT, seen)
-        for w in range(len(windows)):  # every patch that looks through this window
-            mine = (which == w).nonzero()[:, 0]
-            self.cross[mine] += seen[w].T @ y[mine]
-        self.square += y.double().square().sum((1, 2))
-        self.first_in += x.sum(1)
-        self.first_out += y.sum(1)
-
-
-def learn_upsampling(
-    chunks: Iterable[tuple[Tensor, Tensor]],
-    parents: Int64[Tensor, "j p"],
-    kinds: Int64[Tensor, " j"],
-    below: Float[Tensor, "k d"],
-    mean: Float[Tensor, "j d"],
-) -> Upsampling:
-    """Fit the objective of the module's head.
-
-    ``chunks``: pairs of level l-1 ``(k, n, d)`` and level l ``(j, n, d)``, patch first. ``below``, ``mean``: provisional means
-    (of any sample), which keep float32 sums accurate; the exact ones are subtracted afterwards.
+    ``parents (j, p)``: its windows; ``below (k, d)``, ``mean (j, d)``: provisional means (of any sample), which keep float32 sums
+    accurate; the exact ones are subtracted afterwards.
     """
-    windows, which = parents.unique(dim=0, return_inverse=True)
-    k, d = below.shape
-    inputs = parents.shape[1] * d
-    fit, held = (_Sums(len(windows), len(parents), inputs, d, k) for _ in range(2))
-    for x, y in chunks:
-        x, y = x - below[:, None], y - mean[:, None]
-        out = torch.arange(x.shape[1]) % HELD_OUT == 0
-        fit.add(x[:, ~out], y[:, ~out], windows, which)
-        held.add(x[:, out], y[:, out], windows, which)
-    mean_in = (fit.first_in + held.first_in) / (fit.n + held.n)
-    mean_out = (fit.first_out + held.first_out) / (fit.n + held.n)
-    parts = [_centred(sums, mean_in, mean_out, windows, which) for sums in (fit, held)]
-    (gram, cross, _), (held_gram, held_cross, held_square) = parts
+
+    def __init__(self, parents: Int64[Tensor, "j p"], below: Float[Tensor, "k d"], mean: Float[Tensor, "j d"]) -> None:
+        self.windows, self.which = parents.unique(dim=0, return_inverse=True)
+        self.order = self.which.argsort(
+            stable=True
+        )  # of the patches, by their windows: those behind one are neighbours
+        counts = self.which.bincount().tolist()
+        self.behind = self.order.split(counts)
+        self.below, self.mean = below, mean
+        self.all, self.held = (_Sums(counts, parents.shape[1] * below.shape[1], below, mean) for _ in range(2))
+
+    def add(self, x: Float[Tensor, "k n d"], y: Float[Tensor, "j n d"]) -> None:
+        """Samples of level l-1 and of level l; fastest where both are views of sample-first tensors, as a stream's are."""
+        x, y = x.transpose(0, 1) - self.below, y.transpose(0, 1).index_select(1, self.order) - self.mean[self.order]
+        seen = x.index_select(1, self.windows.flatten()).view(len(x), len(self.windows), -1)
+        for sums, step in ((self.all, 1), (self.held, HELD_OUT)):
+            sums.add(x[::step], seen[::step], y[::step])
+
+
+class _Sums:
+    """Sample first in, patches in the order of their windows."""
+
+    def __init__(self, behind: list[int], inputs: int, below: Tensor, mean: Tensor) -> None:
+        self.n, self.behind = 0, behind
+        self.gram = below.new_zeros(len(behind), inputs, inputs)
+        self.cross = below.new_zeros(inputs, *mean.shape)
+        self.square = 0.0
+        self.first_in, self.first_out = torch.zeros_like(below), torch.zeros_like(mean)
+
+    def add(self, x: Tensor, seen: Tensor, y: Tensor) -> None:
+        self.n += len(x)
+        windows = seen.transpose(0, 1)
+        self.gram.baddbmm_(windows.mT, windows)
+        for own, cross, out in zip(windows, self.cross.split(self.behind, 1), y.split(self.behind, 1)):
+            cross.flatten(1).addmm_(own.T, out.flatten(1))
+        self.square += float(torch.linalg.vector_norm(y)) ** 2
+        self.first_in += x.sum(0)
+        self.first_out += y.sum(0)
+
+    def __sub__(self, part: _Sums) -> _Sums:
+        rest = copy(self)
+        for name in ("n", "gram", "cross", "square", "first_in", "first_out"):
+            setattr(rest, name, getattr(self, name) - getattr(part, name))
+        return rest
+
+
+def learn_upsampling(moments: Moments, kinds: Int64[Tensor, " j"]) -> Upsampling:
+    """The minimiser of the objective of the module's head; ``kinds`` of the level's patches."""
+    whole, held, which = moments.all, moments.held, moments.which
+    n, numbers = max(whole.n, 1), moments.mean.numel()
+    mean_in, mean_out = whole.first_in / n, whole.first_out / n
+    (gram, cross, _), (held_gram, held_cross, held_square) = (
+        _centred(sums, mean_in, mean_out, moments) for sums in (whole - held, held)
+    )
 
     def error(sharing: float, ridge: float) -> float:
-        B = _solve(gram, cross, which, kinds, sharing, ridge)
-        explained = (B * (2 * held_cross - held_gram[which] @ B)).sum((1, 2)).double()
-        return float((held_square - explained).mean() / d)
+        B = _solve(gram, cross, moments, kinds, sharing, ridge)
+        explained = (B * (2 * held_cross - held_gram[which] @ B)).sum((1, 2)).double().sum()
+        return (held_square - float(explained)) / numbers
 
     ridge = min(RIDGES, key=lambda tried: error(float("inf"), tried))
     errors = {sharing: error(sharing, ridge) for sharing in SHARING}
     best = min(errors, key=lambda key: errors[key])
-    share = fit.n / (fit.n + held.n)
-    gram, cross = (share * a + (1 - share) * b for a, b in ((gram, held_gram), (cross, held_cross)))
-    B = _solve(gram, cross, which, kinds, best, ridge)
-    return Upsampling(B, below + mean_in, mean + mean_out, best, errors, float(held_square.mean() / d))
+    gram, cross, _ = _centred(whole, mean_in, mean_out, moments)
+    B = _solve(gram, cross, moments, kinds, best, ridge)
+    mean = moments.mean + mean_out[moments.order.argsort()]
+    return Upsampling(B, moments.below + mean_in, mean, best, errors, held_square / numbers)
 
 
 def _centred(
-    sums: _Sums, mean_in: Tensor, mean_out: Tensor, windows: Tensor, which: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Second moments about the common means."""
+    sums: _Sums, mean_in: Tensor, mean_out: Tensor, moments: Moments
+) -> tuple[Float[Tensor, "w i i"], Float[Tensor, "j i d"], float]:
+    """Second moments about the common means: of windows, of windows and their patches, and the patches' squares."""
     n = max(sums.n, 1)
-    m, s = mean_in[windows].flatten(1), (sums.first_in / n)[windows].flatten(1)
+    m, s = mean_in[moments.windows].flatten(1), (sums.first_in / n)[moments.windows].flatten(1)
     gram = sums.gram / n - m[:, :, None] * s[:, None] - s[:, :, None] * m[:, None] + m[:, :, None] * m[:, None]
-    mo, so = mean_out, sums.first_out / n
+    which, mo, so = moments.which[moments.order], mean_out, sums.first_out / n
     mi, si = m[which], s[which]
-    cross = sums.cross / n - mi[:, :, None] * so[:, None] - si[:, :, None] * mo[:, None] + mi[:, :, None] * mo[:, None]
-    square = sums.square / n - (2 * mo * so - mo.square()).sum(1).double()
-    return gram, cross, square
+    cross = sums.cross.transpose(0, 1) / n
+    cross += mi[:, :, None] * (mo - so)[:, None] - si[:, :, None] * mo[:, None]
+    square = sums.square / n - float((2 * mo * so - mo.square()).double().sum())
+    return gram, cross[moments.order.argsort()], square
 
 
-def _solve(gram: Tensor, cross: Tensor, which: Tensor, kinds: Tensor, sharing: float, ridge: float) -> Tensor:
+def _solve(gram: Tensor, cross: Tensor, moments: Moments, kinds: Tensor, sharing: float, ridge: float) -> Tensor:
     """``B``: the kinds' ridge solutions, and for a finite ``sharing`` each patch's step away from its kind's."""
-    inputs = gram.shape[1]
+    inputs, which = gram.shape[1], moments.which
     count = torch.bincount(kinds, minlength=KINDS).clamp_min(1)[:, None, None]
     pooled = torch.zeros(KINDS, inputs, inputs).index_add_(0, kinds, gram[which]) / count
     target = torch.zeros(KINDS, inputs, cross.shape[2]).index_add_(0, kinds, cross) / count
@@ -130,8 +146,7 @@ def _solve(gram: Tensor, cross: Tensor, which: Tensor, kinds: Tensor, sharing: f
     factor = torch.linalg.cholesky(gram + sharing * level * eye)
     rest = cross - gram[which] @ shared
     step = torch.empty_like(rest)
-    for w in range(len(gram)):  # one factorisation serves every patch behind a window
-        mine = (which == w).nonzero()[:, 0]
+    for own, mine in zip(factor, moments.behind):  # one factorisation serves every patch behind a window
         right = rest[mine].transpose(0, 1).reshape(inputs, -1)
-        step[mine] = torch.cholesky_solve(right, factor[w]).view(inputs, len(mine), -1).transpose(0, 1)
+        step[mine] = torch.cholesky_solve(right, own).view(inputs, len(mine), -1).transpose(0, 1)
     return shared + step

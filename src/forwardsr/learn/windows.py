@@ -8,10 +8,11 @@ that are alike up to translation (same quadrant, same distance from the border) 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 KINDS = 16
+_NUMBERS = 2**21  # of windows that are gathered at once: they should stay near the processor
 
 
 def window(grid: int) -> tuple[Int64[Tensor, "k p"], Int64[Tensor, " k"]]:
@@ -40,3 +41,15 @@ def ring(grid: int) -> Int64[Tensor, "k 9"]:
 def gather(patches: Tensor, index: Tensor) -> Tensor:
     """``(k, n, d)`` patches and ``(j, p)`` indices to ``(j, n, p d)``: each patch's window as one vector."""
     return torch.cat([patches.index_select(0, parent) for parent in index.unbind(1)], 2)
+
+
+def through(
+    patches: Float[Tensor, "k n d"], index: Int64[Tensor, "j p"], weights: Float[Tensor, "j i r"]
+) -> Float[Tensor, "j n r"]:
+    """Each patch's window times its weights, ``i = p d``: ``gather(patches, index) @ weights``, some patches at a time."""
+    n, (j, inputs, outputs) = patches.shape[1], weights.shape
+    found = patches.new_empty(j, n, outputs)
+    step = max(1, _NUMBERS // max(1, n * inputs))
+    for i in range(0, j, step):
+        torch.bmm(gather(patches, index[i : i + step]), weights[i : i + step], out=found[i : i + step])
+    return found
