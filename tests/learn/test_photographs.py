@@ -10,6 +10,7 @@ from forwardsr.data.pyramid import Pyramid, pool, unfold
 from forwardsr.errors import UserError
 from forwardsr.learn import copula, innovations, photographs, upsampling
 from forwardsr.learn.copula import FACTORS, factors, learn_first_level, shrunk_correlation
+from forwardsr.learn.even import even_pairs
 from forwardsr.learn.first_level_gan import learn_first_level_adversarially
 from forwardsr.learn.innovations import (
     TYPICAL,
@@ -359,19 +360,36 @@ def test_patches_are_of_four_pixels_where_the_coarsest_level_holds_more_than_one
     assert patch_side(Blobs(4, sides=(side, 2 * side)), None) == patch
 
 
-def test_samples_that_a_level_is_fitted_to_are_even_at_level_1_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With level 1's latents put to zero all samples are one picture at level 1, and differ at level 2."""
+def test_samples_that_a_level_is_fitted_to_are_the_network_s() -> None:
+    """Drawn level by level through the factors of V_l and W_l, and by the network from the same latents."""
     states: list[photographs.State] = []
-    learn_photographs(
-        Stream(Blobs(300), 0, 4), 3, on_stage=lambda record, state: states.append(dict(state)), level1="copula"
+    model = learn_photographs(
+        Stream(Blobs(300, sides=(8, 16, 32)), 0, 4),
+        3,
+        on_stage=lambda record, state: states.append(dict(state)),
+        level1="copula",
+        innovation=0.7,
     )
-    monkeypatch.setattr(photographs, "even_pairs", lambda n, m, generator: torch.zeros(n, m))
-    for l, same in ((1, True), (2, False)):
-        patches, _ = photographs._drawn(states[-1], l, 9, 3, torch.Generator().manual_seed(0))
-        assert patches.shape[1] == 9
-        assert (float(patches.std(1).max()) < 1e-4) == same
-    drawn = photographs._drawn(states[-1], 2, 9, 3, torch.Generator().manual_seed(0))[0]
-    monkeypatch.setattr(photographs, "even_pairs", lambda n, m, generator: torch.full((n, m), 3.0))
-    moved = photographs._drawn(states[-1], 2, 9, 3, torch.Generator().manual_seed(0))[0]
-    shift = (moved - drawn).mean(1)
-    assert float(shift.abs().mean()) > 0.2  # another picture, whatever is new at level 2
+    state, n = states[-1], 9
+    random = torch.Generator().manual_seed(0)
+    z = [even_pairs(n, model.V[0].shape[-1], torch.Generator().manual_seed(0))]
+    drawn = photographs._first_drawn(state, [n, n], random)
+    for l in range(3):
+        if l:
+            k, q = model.innovations[l - 1]
+            z.append(torch.randn(k, n, q, generator=torch.Generator().manual_seed(l)).transpose(0, 1).flatten(1))
+            drawn = photographs._drawn(state, l, n, *drawn, torch.Generator().manual_seed(l))
+        rest = torch.zeros(n, model.latent_dim - sum(part.shape[1] for part in z))
+        hidden = model.hidden(torch.cat([*z, rest], 1))[l].transpose(0, 1)
+        torch.testing.assert_close(drawn[0], hidden @ model.W[l].mT + model.mean[l][:, None], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(drawn[1], hidden @ state[f"contrast{l + 1}."], rtol=1e-3, atol=1e-3)
+
+
+def test_the_first_samples_are_even_for_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    state: photographs.State = {}
+    learn_photographs(Stream(Blobs(300), 0, 4), 3, on_stage=lambda _, now: state.update(now), level1="copula")
+    asked: list[int] = []
+    monkeypatch.setattr(photographs, "even_pairs", lambda n, m, g: (asked.append(n), even_pairs(n, m, g))[1])
+    patches, contrast = photographs._first_drawn(state, [400, 400, 100], torch.Generator().manual_seed(0))
+    assert asked == [100, 300]
+    assert patches.shape[1] == contrast.shape[1] == 400

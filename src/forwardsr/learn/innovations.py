@@ -162,10 +162,11 @@ def _matched(
 
 def _kept(residual: Tensor, channels: int, patch: int) -> Tensor:
     """The details that hold :data:`ENERGY` of the residual's, ``(d, q)``, in colours of its own."""
-    r = residual.reshape(*residual.shape[:2], channels, -1)
-    colours = torch.linalg.eigh(torch.einsum("jnax,jnbx->ab", r, r)).eigenvectors.flip(1)
-    D = details(channels, patch, colours)
-    power = (residual @ D).square().mean((0, 1))
+    rows = residual.flatten(0, 1)
+    moments = rows.T @ rows / len(rows)
+    pixels = moments.view(channels, patch * patch, channels, -1).diagonal(dim1=1, dim2=3)
+    D = details(channels, patch, torch.linalg.eigh(pixels.sum(2)).eigenvectors.flip(1))
+    power = (D * (moments @ D)).sum(0)
     order = power.argsort(descending=True)
     enough = int((power[order].cumsum(0) < ENERGY * power.sum()).sum()) + 1
     return D[:, order[:enough].sort().values]

@@ -88,13 +88,14 @@ def learn_photographs(
     state: State = dict(resume or {})
     total = len(sides)
     sample = _sample(stream, total, seed)
+    sizes = [x.shape[1] for x in sample[1:]]  # samples that a finer level is fitted to
     contrast: Tensor | None = None
+    drawn: tuple[Tensor, Tensor] | None = None
     moments: list[Moments] = []
     for l in range(total):
         random = torch.Generator().manual_seed(mix(seed, l))
         start = time.monotonic()
         done = f"W{l + 1}" in state
-        n = max(FEWEST, min(SAMPLES, SAMPLE_NUMBERS // sides[l] ** 2))
         if not done and l == 0:
             law = torch.cat([chunk[0] for chunk in stream.chunks(LAW_SAMPLES, 1, salt=3)], 1)
             metrics = _first_stage(
@@ -102,20 +103,25 @@ def learn_photographs(
             )
         elif not done:
             assert contrast is not None
+            assert drawn is not None
             moments = moments or _moments(stream, l, sample)  # of this level and all finer ones, from one pass
             metrics = _finer_stage(
                 state,
                 moments.pop(0),
                 l,
-                [x[:, :n] for x in sample[: l + 1]],
-                contrast[:, :n],
+                [x[:, : sizes[l - 1]] for x in sample[l - 1 : l + 1]],
+                contrast,
+                drawn,
                 image_channels,
                 innovation,
                 random,
             )
         if l + 1 < total:
-            real = [x[:, :n] for x in sample[: l + 1]]
-            contrast = _contrast(state, l, real, None if contrast is None else contrast[:, :n])
+            n, below = sizes[l], torch.Generator().manual_seed(mix(seed, total + 1 + l))
+            contrast = _contrast(
+                state, l, [x[:, :n] for x in sample[: l + 1]], None if contrast is None else contrast[:, :n]
+            )
+            drawn = _first_drawn(state, sizes, below) if drawn is None else _drawn(state, l, n, *drawn, below)
         if not done and on_stage is not None:
             name = "law" if l == 0 else "upsampling and innovations"
             on_stage(LevelRecord(l + 1, total, name, time.monotonic() - start, metrics), state)
@@ -159,25 +165,25 @@ def _moments(stream: Stream, first: int, sample: list[Tensor]) -> list[Moments]:
 
 
 def _finer_stage(
-    state: State, moments: Moments, l: int, sample: list[Tensor], contrast: Tensor, channels: int, innovation: float,
-    random: torch.Generator,
+    state: State, moments: Moments, l: int, sample: list[Tensor], contrast: Tensor, drawn: tuple[Tensor, Tensor],
+    channels: int, innovation: float, random: torch.Generator,
 ) -> dict[str, float]:  # fmt: skip
-    d, grid = sample[l].shape[2], round(len(sample[l]) ** 0.5)
-    parents, kinds = window(round(len(sample[l - 1]) ** 0.5))
-    around = ring(grid)
+    """``sample``: level ``l - 1`` and level ``l`` of real images; ``contrast``, ``drawn``: see :func:`_contrast`, :func:`_drawn`."""
+    (x, y), patches = sample, drawn[0]
+    d = y.shape[2]
+    parents, kinds = window(round(len(x) ** 0.5))
+    around = ring(round(len(y) ** 0.5))
     up = learn_upsampling(moments, kinds)
-    F = _features(sample[l] - up.mean[:, None], random)
+    y = y - up.mean[:, None]
+    F = _features(y, random)
     state |= {f"B{l + 1}.": up.B, f"below{l + 1}.": up.below, f"F{l + 1}.": F, f"mean{l + 1}": up.mean}
     state[f"parents{l + 1}"], state[f"around{l + 1}"] = parents, around
-    predicted = through(sample[l - 1] - up.below[:, None], parents, up.B)
-    residual = sample[l] - up.mean[:, None] - predicted
-    below, drawn = _drawn(state, l, contrast.shape[1], channels, random)
     own = learn_innovations(
-        residual,
-        sample[l] - up.mean[:, None],
+        y - through(x - up.below[:, None], parents, up.B),
+        y,
         contrast,
-        drawn,
-        lambda at, some: through(below[:, some] - up.below[:, None], parents[at], up.B[at]),
+        drawn[1],
+        lambda at, some: through(patches[:, some] - up.below[:, None], parents[at], up.B[at]),
         parents,
         kinds,
         channels,
@@ -196,18 +202,37 @@ def _finer_stage(
     }
 
 
-def _drawn(state: State, l: int, n: int, channels: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Patches ``(k, n, d)`` and contrasts ``(k, n, f)`` of level ``l - 1`` in ``n`` samples of the levels learned so far.
+def _first_drawn(state: State, sizes: list[int], random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Patches ``(k, n, d)`` and contrasts ``(k, n, f)`` of level 1 in as many samples as the next level is fitted to.
 
-    They are even at level 1: what is fitted to them inherits their noise.
+    They are even, and so are the first n of them for every n of ``sizes``: what is fitted to them inherits their noise.
     """
-    tensors = {k: t for k, t in state.items() if "." not in k and int(k.lstrip("abcdefghijklmnopqrstuvwxyzWVU")) <= l}
-    model = InnovationGenerator.from_tensors(tensors, channels)
-    z = model.latents(n, random)
-    z[:, : model.V[0].shape[-1]] = even_pairs(n, model.V[0].shape[-1], random)
-    halves = [model.hidden(part)[-1].transpose(0, 1) for part in z.split(-(-n // 2))]
-    patches = [hidden @ model.W[-1].mT + model.mean[-1][:, None] for hidden in halves]
-    return torch.cat(patches, 1), torch.cat([hidden @ state[f"contrast{l}."] for hidden in halves], 1)
+    V, parts = state["V1"], []
+    for first, last in pairwise(sorted({0, *sizes})):
+        z = even_pairs(last - first, V.shape[2], random)
+        hidden = torch.baddbmm(-state["b1"][:, None], z.expand(len(V), -1, -1), V.mT).relu_()
+        parts.append((hidden @ state["W1"].mT + state["mean1"][:, None], hidden @ state["contrast1."]))
+    patches, contrasts = zip(*parts)
+    return torch.cat(patches, 1), torch.cat(contrasts, 1)
+
+
+def _drawn(
+    state: State, l: int, n: int, patches: Tensor, contrast: Tensor, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The same of level ``l`` (0-based) in the first ``n`` samples, from those of the level below: as the network draws them, but by
+    the parts that its V_l and W_l are products of, which is a tenth of the work.
+    """
+    B, below, F, slope, root, details = (
+        state[f"{name}{l + 1}."] for name in ("B", "below", "F", "slope", "root", "details")
+    )
+    parents, around, q = state[f"parents{l + 1}"], state[f"around{l + 1}"], details.shape[2]
+    values = through(patches[:, :n] - below[:, None], parents, B @ F)
+    M = through(contrast[:, :n], parents, slope) - state[f"b{l + 1}"][:, None, -q:]
+    noise = torch.randn(int(around.max()) + 1, n, q, generator=random)
+    g = through(noise, around, root.flatten(0, 1).expand(len(around), -1, -1))
+    more, less = (M + g).relu_(), (M - g).relu_()
+    drawn = state[f"mean{l + 1}"][:, None] + values @ F.T + (more - less) @ details.mT
+    return drawn, torch.cat([values.abs_(), more + less], 2)
 
 
 def _features(x: Tensor, random: torch.Generator) -> Tensor:
@@ -235,10 +260,11 @@ def _assemble(state: State, l: int, own: Innovations, innovation: float) -> None
     state[f"W{l + 1}"] = torch.cat([F.expand(j, -1, -1), -F.expand(j, -1, -1), details, -details], 2)
     turn, silent = own.root.mT, torch.zeros(9, 2 * F.shape[1], q)
     state[f"U{l + 1}"] = torch.cat([silent, turn, -turn], 1)[None].contiguous()
+    state[f"root{l + 1}."] = own.root
     eye_r, eye_q = torch.eye(F.shape[1]), torch.eye(q)
     sums = torch.block_diag(torch.cat([eye_r, eye_r]), torch.cat([eye_q, eye_q]))
     state[f"contrast{l + 1}."] = sums.expand(j, -1, -1)
-    state[f"D{l + 1}."], state[f"scale{l + 1}."] = own.D, own.scale
+    state[f"D{l + 1}."], state[f"scale{l + 1}."], state[f"details{l + 1}."] = own.D, own.scale, details
     state[f"slope{l + 1}."] = own.slope
 
 

@@ -123,7 +123,7 @@ class _Patches(torch.autograd.Function):
         h = C @ g
         s = h.new_empty(*h.shape[:2], 2 * len(z))
         torch.sub(h, b[..., None], out=s[..., : len(z)])
-        torch.add(h, b[..., None], out=s[..., len(z) :]).neg_()
+        torch.sub(-b[..., None], h, out=s[..., len(z) :])
         s.relu_()
         ctx.save_for_backward(z, C, g, W, s)
         return (W @ s).float()
