@@ -79,15 +79,15 @@ from forwardsr.learn.copula import FirstLevel, factors, learn_first_level
 from forwardsr.learn.even import even, rotation
 from forwardsr.sorting import argsort_rows, sort_rows
 
-STEPS, BATCH = 480, 512
-SLICES, SIZES, REUSED = 400, 120, 3
+STEPS, BATCH = 450, 512
+SLICES, SIZES, REUSED = 400, 80, 3
 CONTRAST, ENERGY = 0.15, 2e-4
 RATE = 0.007
 MOMENTUM = (0.5, 0.99)
 AVERAGED, FROM = 0.95, 0.6
 SIZE = 700_000
 FEWEST_STEPS, A_STEP = 80, 6  # no more steps than one for so many samples
-REAL, SEEN = 10_000, 3072
+REAL, SEEN = 10_000, 2560
 WINDOWS = (2, 3, 4, 6, 8, 8)  # pixels a side; and the whole image, as often as two of these (four at 8 px)
 PATCHES = (1, 1, 2, 2, 3)  # patches a side; and all, once
 BAND, BAND_WINDOW = 0.24, 7

@@ -102,17 +102,18 @@ def learn_upsampling(moments: Moments, kinds: Int64[Tensor, " j"]) -> Upsampling
     (gram, cross, _), (held_gram, held_cross, held_square) = (
         _centred(sums, mean_in, mean_out, moments) for sums in (whole - held, held)
     )
+    fitted, held_gram = _Ridge(gram, cross, moments, kinds), held_gram[which]
 
     def error(sharing: float, ridge: float) -> float:
-        B = _solve(gram, cross, moments, kinds, sharing, ridge)
-        explained = (B * (2 * held_cross - held_gram[which] @ B)).sum((1, 2)).double().sum()
+        B = fitted.solve(sharing, ridge)
+        explained = (B * (2 * held_cross).baddbmm_(held_gram, B, alpha=-1)).sum((1, 2)).double().sum()
         return (held_square - float(explained)) / numbers
 
     ridge = min(RIDGES, key=lambda tried: error(float("inf"), tried))
     errors = {sharing: error(sharing, ridge) for sharing in SHARING}
     best = min(errors, key=lambda key: errors[key])
     gram, cross, _ = _centred(whole, mean_in, mean_out, moments)
-    B = _solve(gram, cross, moments, kinds, best, ridge)
+    B = _Ridge(gram, cross, moments, kinds).solve(best, ridge)
     mean = moments.mean + mean_out[moments.order.argsort()]
     return Upsampling(B, moments.below + mean_in, mean, best, errors, held_square / numbers)
 
@@ -132,21 +133,28 @@ def _centred(
     return gram, cross[moments.order.argsort()], square
 
 
-def _solve(gram: Tensor, cross: Tensor, moments: Moments, kinds: Tensor, sharing: float, ridge: float) -> Tensor:
-    """``B``: the kinds' ridge solutions, and for a finite ``sharing`` each patch's step away from its kind's."""
-    inputs, which = gram.shape[1], moments.which
-    count = torch.bincount(kinds, minlength=KINDS).clamp_min(1)[:, None, None]
-    pooled = torch.zeros(KINDS, inputs, inputs).index_add_(0, kinds, gram[which]) / count
-    target = torch.zeros(KINDS, inputs, cross.shape[2]).index_add_(0, kinds, cross) / count
-    level = gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12)
-    eye = torch.eye(inputs)
-    shared = torch.linalg.solve(pooled + ridge * level * eye, target)[kinds]
-    if sharing == float("inf"):
+class _Ridge:
+    """The minimisers B of the objective for second moments about the means."""
+
+    def __init__(
+        self, gram: Float[Tensor, "w i i"], cross: Float[Tensor, "j i d"], moments: Moments, kinds: Tensor
+    ) -> None:
+        self.gram, self.cross, self.moments, self.kinds = gram, cross, moments, kinds
+        self.own = gram[moments.which]
+        inputs = gram.shape[1]
+        count = torch.bincount(kinds, minlength=KINDS).clamp_min(1)[:, None, None]
+        self.pooled = torch.zeros(KINDS, inputs, inputs).index_add_(0, kinds, self.own) / count
+        self.target = torch.zeros(KINDS, inputs, cross.shape[2]).index_add_(0, kinds, cross) / count
+        self.unit = gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(inputs)
+
+    def solve(self, sharing: float, ridge: float) -> Float[Tensor, "j i d"]:
+        """The kinds' ridge solutions, and for a finite ``sharing`` each patch's step away from its kind's."""
+        shared = torch.linalg.solve(self.pooled + ridge * self.unit, self.target)[self.kinds]
+        if sharing == float("inf"):
+            return shared
+        factors = torch.linalg.cholesky(self.gram + sharing * self.unit)
+        rest = torch.baddbmm(self.cross, self.own, shared, alpha=-1)
+        for factor, mine in zip(factors, self.moments.behind):  # one factorisation serves every patch behind a window
+            right = rest[mine].transpose(0, 1).reshape(len(factor), -1)
+            shared[mine] += torch.cholesky_solve(right, factor).view(len(factor), len(mine), -1).transpose(0, 1)
         return shared
-    factor = torch.linalg.cholesky(gram + sharing * level * eye)
-    rest = cross - gram[which] @ shared
-    step = torch.empty_like(rest)
-    for own, mine in zip(factor, moments.behind):  # one factorisation serves every patch behind a window
-        right = rest[mine].transpose(0, 1).reshape(inputs, -1)
-        step[mine] = torch.cholesky_solve(right, own).view(inputs, len(mine), -1).transpose(0, 1)
-    return shared + step
