@@ -16,7 +16,7 @@ and W_1, V_1 = C R, b_1, mu_1 descend, from the closed form on, in the sliced Wa
   The image's own projections are mostly of what is neither, and these two are what finer levels make their coarse bands of;
 * omega positive weights on the sizes :math:`A = |\langle w, X_1 - \mu\rangle| / E|\langle w, X_1^* - \mu\rangle|` of all features in
   a window of patches: the contrasts by which level 2 is gated;
-* F the energy of a block of 2 x 2 pixels about its mean, all colours together, relative to the real one's mean: how loud the
+* F the energy of every block of 2 x 2 pixels about its mean, all colours together, relative to the real one's mean: how loud the
   finest that level 1 holds is there. Features hold coarse and fine together and do not see it.
 
 The last two in logarithms, since a smooth patch is where small errors are great. In place of a critic that must be trained the
@@ -36,21 +36,21 @@ steps where independent samples are in 1000.
 =================  =========  =========================================================================================
 setting            default    reason
 =================  =========  =========================================================================================
-STEPS, BATCH       540,       half of the steps are a tenth further from real images, twice as many a fiftieth nearer; samples by a
-                   1024       third more change nothing, half of them in the first three fifths of the steps cost a fortieth
-SLICES, SIZES      400, 120   windows at once, and those of contrasts; half of the first cost a twentieth of the distances, twice
-                              the second gain nothing that another seed does not
+STEPS, BATCH       450, 512   twice the batch takes half as long again and is no nearer, half of it is a tenth further off; 540 steps
+                              are a hundredth nearer
+SLICES, SIZES      400, 80    windows at once, and those of contrasts; 256 of the first cost a twenty-fifth of the distances, half as
+                              many again of the second gain nothing
 BAND, BAND_WINDOW  0.24, 7    part of the windows that are of the image blurred, as many are of what is finest in it doubled; and
                               their pixels a side. Buildings at 48 px: 17.5 with the second alone, 17.0 with both in windows of all
                               sizes, 16.6 so, 18.4 without (three draws of 4096; 480 windows, a fifth, 600 steps)
-REUSED             5          steps that views are kept for: new ones at every second step are no better, at every sixth
-                              buildings are a fiftieth further off
+REUSED             3          steps that views are kept for: at 5 all is a fiftieth further off, at 8 a twelfth; a third fewer views
+                              at every second step are no better
 CONTRAST, ENERGY   0.15,      c_A, and c_F a pixel of the image: 0.013 at 8 px, 0.029 at 12; more takes from the windows. Without c_A
                    2e-4       buildings are a twentieth further off, with twice c_F faces' finest band is nearer, all else further
 SMALL, QUIET       0.01,      epsilon_A, epsilon_F, of a mean contrast and of a mean energy: below it a patch is smooth, however
                    0.03       much
-REAL, SEEN         10,000,    real samples that are kept, and those of them that are sorted, others each time: thrice a batch
-                   3072
+REAL, SEEN         10,000,    real samples that are kept, and those of them that are sorted, others each time: five times a batch;
+                   2560       with four times a batch, kept for five steps, faces were a sixteenth further off than with six times
 RATE               0.007      Adam, for b; 0.9 of it for C (a third of that is a fiftieth further off), 0.3 for R, and the usual size
                               of W times it for W; 0.01 makes buildings too loud at 12 px, 0.005 is slower
 AVERAGED           0.95       decay of the average of the weights that is kept, over the last two fifths
