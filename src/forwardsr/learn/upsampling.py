@@ -5,7 +5,7 @@ r"""From one resolution to the next on photographs: the linear part of super-res
 with :math:`B_\kappa` the ridge solution shared by all patches of the kind :math:`\kappa(j)` (:mod:`forwardsr.learn.windows`).
 Lambda says how far a patch may go its own way; it is chosen by the error on held-out samples (aligned faces: 10 % better than
 shared; photographs of anything: shared), and before it the ridge, in the same way. Everything is a function of sums over samples, so
-one pass over the data serves all lambdas and ridges and the held-out error as well, and nothing holds more than a chunk.
+one pass over the data serves all lambdas and ridges, the held-out error and all levels, and nothing holds more than a chunk.
 
 Rectified features (pairs :math:`(\pm a)_+` in place of a) were tried as inputs: on held-out faces and buildings they are 0 to
 1 % worse.
@@ -51,9 +51,8 @@ class Moments:
 
     def __init__(self, parents: Int64[Tensor, "j p"], below: Float[Tensor, "k d"], mean: Float[Tensor, "j d"]) -> None:
         self.windows, self.which = parents.unique(dim=0, return_inverse=True)
-        self.order = self.which.argsort(
-            stable=True
-        )  # of the patches, by their windows: those behind one are neighbours
+        # Of the patches, by their windows: those behind one are neighbours, and one product serves them all.
+        self.order = self.which.argsort(stable=True)
         counts = self.which.bincount().tolist()
         self.behind = self.order.split(counts)
         self.below, self.mean = below, mean
