@@ -385,6 +385,16 @@ def test_samples_that_a_level_is_fitted_to_are_the_network_s() -> None:
         torch.testing.assert_close(drawn[1], hidden @ state[f"contrast{l + 1}."], rtol=1e-3, atol=1e-3)
 
 
+def test_levels_that_are_learned_already_are_drawn_again_when_learning_goes_on() -> None:
+    source, states = Blobs(300, sides=(8, 16, 32)), []
+    whole = learn_photographs(
+        Stream(source, 0, 4), 3, on_stage=lambda _, state: states.append(dict(state)), level1="copula"
+    ).tensors()
+    for state in states[:2]:
+        again = learn_photographs(Stream(source, 0, 4), 3, resume=state, level1="copula").tensors()
+        assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
 def test_the_first_samples_are_even_for_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
     state: photographs.State = {}
     learn_photographs(Stream(Blobs(300), 0, 4), 3, on_stage=lambda _, now: state.update(now), level1="copula")

@@ -222,10 +222,10 @@ def _drawn(
     """The same of level ``l`` (0-based) in the first ``n`` samples, from those of the level below: as the network draws them, but by
     the parts that its V_l and W_l are products of, which is a tenth of the work.
     """
-    B, below, F, slope, root, details = (
-        state[f"{name}{l + 1}."] for name in ("B", "below", "F", "slope", "root", "details")
-    )
-    parents, around, q = state[f"parents{l + 1}"], state[f"around{l + 1}"], details.shape[2]
+    B, below, F, slope = (state[f"{name}{l + 1}."] for name in ("B", "below", "F", "slope"))
+    parents, around, q = state[f"parents{l + 1}"], state[f"around{l + 1}"], slope.shape[2]
+    new = slice(2 * F.shape[1], 2 * F.shape[1] + q)  # neurons of M + g
+    root, details = state[f"U{l + 1}"][0, :, new].mT, state[f"W{l + 1}"][:, :, new]
     values = through(patches[:, :n] - below[:, None], parents, B @ F)
     M = through(contrast[:, :n], parents, slope) - state[f"b{l + 1}"][:, None, -q:]
     noise = torch.randn(int(around.max()) + 1, n, q, generator=random)
@@ -260,11 +260,10 @@ def _assemble(state: State, l: int, own: Innovations, innovation: float) -> None
     state[f"W{l + 1}"] = torch.cat([F.expand(j, -1, -1), -F.expand(j, -1, -1), details, -details], 2)
     turn, silent = own.root.mT, torch.zeros(9, 2 * F.shape[1], q)
     state[f"U{l + 1}"] = torch.cat([silent, turn, -turn], 1)[None].contiguous()
-    state[f"root{l + 1}."] = own.root
     eye_r, eye_q = torch.eye(F.shape[1]), torch.eye(q)
     sums = torch.block_diag(torch.cat([eye_r, eye_r]), torch.cat([eye_q, eye_q]))
     state[f"contrast{l + 1}."] = sums.expand(j, -1, -1)
-    state[f"D{l + 1}."], state[f"scale{l + 1}."], state[f"details{l + 1}."] = own.D, own.scale, details
+    state[f"D{l + 1}."], state[f"scale{l + 1}."] = own.D, own.scale
     state[f"slope{l + 1}."] = own.slope
 
 
