@@ -181,6 +181,19 @@ def test_upsampling_finds_a_linear_map_and_shares_it_where_all_patches_agree() -
         assert up.errors[up.sharing] < 0.004
 
 
+def test_errors_do_not_depend_on_the_provisional_means() -> None:
+    g = torch.Generator().manual_seed(0)
+    parents, kinds = window(2)
+    x, y = torch.randn(4, 600, 5, generator=g) + 0.5, torch.randn(16, 600, 5, generator=g) + 1.0
+    found = []
+    for shift in (0.0, 2.0):
+        moments = Moments(parents, x.mean(1) - shift, y.mean(1) + shift)
+        moments.add(x, y)
+        found.append(learn_upsampling(moments, kinds))
+    assert found[1].errors == pytest.approx(found[0].errors, rel=1e-3)
+    assert found[1].variance == pytest.approx(found[0].variance, rel=1e-3)
+
+
 def test_sharing_is_chosen_on_held_out_samples() -> None:
     g = torch.Generator().manual_seed(0)
     parents, kinds = window(4)  # inner kinds have several patches
